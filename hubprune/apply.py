@@ -1,0 +1,89 @@
+"""The only place that writes weights: ``zero`` and ``compensate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hubprune import masks
+from hubprune.sparsity import NM, Pattern
+
+Selector = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+ScoreSpan = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def zero(weight: torch.Tensor, keep: torch.Tensor) -> None:
+    """Set the weights that are not kept to zero; the others are left alone.
+
+    Args:
+        weight: ``(d_out, d_in)``, written in place.
+        keep: Boolean ``(d_out, d_in)``, True = keep.
+    """
+    weight.masked_fill_(~keep, 0)
+
+
+def compensate(
+    weight: torch.Tensor, factor: torch.Tensor, dead: torch.Tensor, select: Selector, *, span: int, block_size: int
+) -> torch.Tensor:
+    """Remove weights and repair the remaining ones by SparseGPT's column sweep (arXiv:2301.00774, algorithm 1).
+
+    Columns are visited from left to right. The error of each removed weight, divided by the Cholesky factor's diagonal, is
+    spread over the columns to its right; updates beyond the current block are held back and applied at its end. A column that
+    saw no input on the calibration text is set to zero.
+
+    Args:
+        weight: ``(d_out, d_in)`` of any float type, written in place; the sweep itself runs in float32.
+        factor: Upper Cholesky factor of the inverse Hessian, ``(d_in, d_in)``.
+        dead: Boolean ``(d_in,)``, True where the calibration text gave no input.
+        select: Called as ``select(weights, diagonal, start)`` at the first column of each span, with the current weights
+            ``(d_out, span)``, the factor's diagonal ``(span,)`` and the column; returns the keep mask of the span.
+        span: Columns chosen at once; divides ``block_size``.
+        block_size: Columns between two lazy updates.
+
+    Returns:
+        The keep mask, boolean ``(d_out, d_in)``.
+    """
+    current = weight.float().clone()
+    current[:, dead] = 0
+    keep = torch.ones_like(current, dtype=torch.bool)
+    columns = current.shape[1]
+    for start in range(0, columns, block_size):
+        end = min(start + block_size, columns)
+        block = current[:, start:end].clone()
+        upper = factor[start:end, start:end]
+        errors = torch.zeros_like(block)
+        for j in range(end - start):
+            if j % span == 0:
+                stop = min(j + span, end - start)
+                keep[:, start + j : start + stop] = select(block[:, j:stop], upper.diagonal()[j:stop], start + j)
+            kept = torch.where(keep[:, start + j], block[:, j], 0)
+            errors[:, j] = (block[:, j] - kept) / upper[j, j]
+            block[:, j:] -= torch.outer(errors[:, j], upper[j, j:])
+            block[:, j] = kept
+        current[:, start:end] = block
+        current[:, end:] -= errors @ factor[start:end, end:]
+    weight.copy_(current.to(weight.dtype).masked_fill_(~keep, 0))
+    return keep
+
+
+def select_from_mask(keep: torch.Tensor) -> Selector:
+    """Selector that follows a finished keep mask, boolean ``(d_out, d_in)``."""
+    return lambda weights, diagonal, start: keep[:, start : start + weights.shape[1]]
+
+
+def select_by_scores(score: ScoreSpan, pattern: Pattern, shape: tuple[int, int], block_size: int) -> Selector:
+    """Selector that chooses inside the sweep, from weights that are already repaired.
+
+    Args:
+        score: Called as ``score(weights, inverse_diagonal)`` with ``(d_out, span)`` and ``(span,)``; higher = keep.
+        pattern: N:M, or unstructured with the block scope.
+        shape: ``(d_out, d_in)``.
+        block_size: Columns of a block.
+    """
+    if isinstance(pattern, NM):
+        return lambda weights, diagonal, start: masks.keep_nm(score(weights, diagonal.square()), pattern)
+    counts = masks.block_counts(*shape, block_size, pattern.sparsity)
+    return lambda weights, diagonal, start: masks.keep_block(
+        score(weights, diagonal.square()), counts[start // block_size]
+    )

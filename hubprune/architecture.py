@@ -1,0 +1,257 @@
+"""What can be pruned in a model: its decoder blocks and the matrices in them, found by structure instead of by name.
+
+Three kinds of weight hold a linear map: ``nn.Linear`` (d_out, d_in), GPT-2's ``Conv1D`` (stored transposed) and the fused
+3-D parameters of mixture-of-experts layers, one map for each expert. A ``Matrix`` shows all of them as ``(d_out, d_in)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from hubprune.errors import ConfigError, NumericalError, UnsupportedModelError, did_you_mean
+from hubprune.sparsity import NM, Pattern
+
+EXPERT_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One linear map of a decoder block, as a view on the live weights.
+
+    Attributes:
+        name: Full module name; a fused expert adds its parameter and index, ``...mlp.experts.down_proj[3]``.
+        block: Index of the decoder block.
+        module: The module that owns the parameter.
+        attribute: Name of the parameter in it.
+        expert: Index in a fused 3-D parameter, None for a 2-D one.
+        transposed: Whether the parameter is stored as ``(d_in, d_out)``.
+    """
+
+    name: str
+    block: int
+    module: nn.Module
+    attribute: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Last component of the name, such as ``q_proj``."""
+        return self.name.rpartition(".")[2].partition("[")[0]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that holds the map, shared by all experts of a fused one."""
+        return getattr(self.module, self.attribute)
+
+    def _oriented(self, tensor: torch.Tensor) -> torch.Tensor:
+        single = tensor if self.expert is None else tensor[self.expert]
+        return single.T if self.transposed else single
+
+    def view(self) -> torch.Tensor:
+        """The weights, ``(d_out, d_in)``, detached; writing to it writes to the model."""
+        return self._oriented(self.parameter.detach())
+
+    def gradient(self) -> torch.Tensor:
+        """The parameter's accumulated gradient, ``(d_out, d_in)``; zeros where nothing flowed."""
+        gradient = self.parameter.grad
+        return torch.zeros_like(self.view()) if gradient is None else self._oriented(gradient)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_out, d_in)``."""
+        rows, columns = self.view().shape
+        return rows, columns
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse what cannot be pruned, from the config alone, before any weight is downloaded.
+
+    Raises:
+        UnsupportedModelError: The model is quantised, or is not a decoder language model.
+    """
+    name = getattr(config, "name_or_path", "") or config.model_type
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        method = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", method)
+        raise UnsupportedModelError(
+            f"pruning needs the original weights, and {name} is already quantised ({method}): "
+            "prune the model it was made from and quantise afterwards"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder ({config.model_type}): give a decoder language model")
+    if getattr(config, "vision_config", None) is not None:
+        raise UnsupportedModelError(f"{name} also reads images ({config.model_type}): give the text-only variant")
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    architectures = getattr(config, "architectures", None) or []
+    known = (causal,) if isinstance(causal, str) else tuple(causal or ())
+    encoder_only = bool(architectures) and not any(a in known or a.endswith("ForCausalLM") for a in architectures)
+    if not has_code and (causal is None or encoder_only):
+        raise UnsupportedModelError(
+            f"pruning needs a decoder language model, and {name} is {', '.join(architectures) or config.model_type}: "
+            "give a model that AutoModelForCausalLM loads"
+        )
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Find the decoder blocks: the longest list of modules of one class that lies inside no other such list.
+
+    Returns:
+        The list's name in the model, and the list.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) == 0 or len({type(m) for m in module}) > 1:
+            continue
+        if not any(name.startswith(outer + ".") for outer, _ in found):
+            found.append((name, module))
+    if not found:
+        raise UnsupportedModelError(f"{type(model).__name__} has no list of decoder blocks: give a decoder language model")
+    return max(found, key=lambda item: len(item[1]))
+
+
+def _block_matrices(prefix: str, index: int, block: nn.Module) -> list[Matrix]:
+    found = []
+    for name, module in block.named_modules():
+        full = f"{prefix}.{index}.{name}"
+        if isinstance(module, nn.Linear | Conv1D):
+            found.append(Matrix(full, index, module, transposed=isinstance(module, Conv1D)))
+            continue
+        for attribute in EXPERT_PARAMETERS:
+            parameter = getattr(module, attribute, None)
+            if isinstance(parameter, nn.Parameter) and parameter.dim() == 3:
+                transposed = bool(getattr(module, "is_transposed", False))
+                found.extend(
+                    Matrix(f"{full}.{attribute}[{expert}]", index, module, attribute, expert, transposed)
+                    for expert in range(parameter.shape[0])
+                )
+    return found
+
+
+def name_matches(name: str, pattern: str) -> bool:
+    """Tell whether a matrix' name fits a pattern.
+
+    A pattern is ``re:`` with a regular expression matched from the start of the name, a full name, or a last component. The
+    index of an expert may be left out.
+    """
+    bare = name.partition("[")[0]
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return pattern in (name, bare, bare.rpartition(".")[2])
+
+
+def find_matrices(model: nn.Module, targets: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Matrix]:
+    """List the matrices to prune, in the order of the blocks.
+
+    Args:
+        model: A decoder language model.
+        targets: Patterns of the matrices wanted; empty for every linear map of the blocks.
+        ignore: Patterns of the matrices left alone.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or nothing is left.
+        UnsupportedModelError: The model has no decoder blocks, or no linear map in them.
+    """
+    prefix, blocks = find_blocks(model)
+    matrices = [matrix for index, block in enumerate(blocks) for matrix in _block_matrices(prefix, index, block)]
+    if not matrices:
+        raise UnsupportedModelError(f"the blocks of {type(model).__name__} hold no linear map: nothing can be pruned")
+    names = {m.name for m in matrices} | {m.kind for m in matrices}
+    problems = [
+        f"{role} pattern {pattern!r} matches no linear map of the decoder blocks: "
+        + did_you_mean(pattern.removeprefix("re:").strip(".*^$"), names if "." in pattern else {m.kind for m in matrices})
+        for role, patterns in (("targets", targets), ("ignore", ignore))
+        for pattern in patterns
+        if not any(name_matches(m.name, pattern) for m in matrices)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    kept = [
+        m
+        for m in matrices
+        if (not targets or any(name_matches(m.name, p) for p in targets))
+        and not any(name_matches(m.name, p) for p in ignore)
+    ]
+    if not kept:
+        raise ConfigError(f"ignore={list(ignore)} leaves nothing to prune: name fewer matrices")
+    return kept
+
+
+def check_pattern_fits(matrices: Sequence[Matrix], pattern: Pattern) -> None:
+    """Refuse an N:M pattern whose groups do not divide a matrix' input width.
+
+    Raises:
+        ConfigError: Some widths are not divisible by M; the message names them.
+    """
+    if not isinstance(pattern, NM):
+        return
+    odd = {m.kind: m.shape[1] for m in matrices if m.shape[1] % pattern.group}
+    if odd:
+        listed = ", ".join(f"{kind} has {width}" for kind, width in odd.items())
+        raise ConfigError(
+            f"{pattern} needs input widths divisible by {pattern.group}, and {listed}: "
+            f"choose another M, or ignore={sorted(odd)}"
+        )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Raises:
+        NumericalError: Names the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            raise NumericalError(f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model")
+
+
+def untouched_sha256(model: nn.Module, matrices: Sequence[Matrix]) -> str:
+    """Hash every parameter that pruning must leave alone: embeddings, norms, biases, the head, ignored matrices.
+
+    Args:
+        model: The model; tied parameters count once.
+        matrices: The matrices that are pruned.
+
+    Returns:
+        Hex SHA-256 over names, types, shapes and bytes, in the order of the names.
+    """
+    touched = {id(m.parameter) for m in matrices}
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        if id(parameter) in touched:
+            continue
+        digest.update(f"{name}|{parameter.dtype}|{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def max_length(config: PretrainedConfig) -> int | None:
+    """Return the number of tokens the model can read, None when its config does not say."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        value: Any = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def describe(model: PreTrainedModel) -> dict[str, str]:
+    """Return the facts about a model that a report records: model type, class and weight type."""
+    return {
+        "model_type": model.config.model_type,
+        "architecture": type(model).__name__,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,1 @@
+"""Built-in criteria, one file each; the table of methods in ``presets`` names them."""

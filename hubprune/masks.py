@@ -1,0 +1,107 @@
+"""Scores and a pattern to keep masks with exact counts. Pure: tensors in, tensors out.
+
+Published implementations prune by a threshold and remove one weight too many, or as many more as there are ties. Here the count
+is exact: ties go by position, the first ones are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+import torch
+
+from hubprune.sparsity import NM, Pattern, Unstructured
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def removed_count(numel: int, sparsity: float) -> int:
+    """Number of weights removed of ``numel``: rounded to the nearest, halves up."""
+    return int(sparsity * numel + 0.5)
+
+
+def _shares(sizes: list[int], sparsity: float) -> list[int]:
+    """Split the removed count of all sizes together over them, so that every running total is the nearest one."""
+    counts, seen, given = [], 0, 0
+    for size in sizes:
+        seen += size
+        total = removed_count(seen, sparsity)
+        counts.append(total - given)
+        given = total
+    return counts
+
+
+def _lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Mark the ``count`` lowest entries of each row, ``(rows, n)``; ties go to the front of the row."""
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = torch.kthvalue(scores, count, dim=1, keepdim=True).values
+    below = scores < threshold
+    tied = scores == threshold
+    wanted = count - below.sum(dim=1, keepdim=True)
+    surplus = tied.sum(dim=1, keepdim=True) > wanted
+    if bool(surplus.any()):
+        tied &= tied.cumsum(dim=1) <= wanted
+    return below | tied
+
+
+def block_counts(rows: int, columns: int, block_size: int, sparsity: float) -> list[int]:
+    """Removed counts of the blocks of ``block_size`` columns of a ``(rows, columns)`` matrix; they add up to its exact count."""
+    widths = [min(block_size, columns - start) for start in range(0, columns, block_size)]
+    return _shares([rows * width for width in widths], sparsity)
+
+
+def keep_block(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """Keep mask of one block in which all weights compete, ``(d_out, b)``, with exactly ``removed`` entries False."""
+    return ~_lowest(scores.reshape(1, -1), removed).reshape(scores.shape)
+
+
+def keep_nm(scores: torch.Tensor, pattern: NM) -> torch.Tensor:
+    """Keep mask of an N:M pattern: the N highest of every M consecutive columns, ``(d_out, d_in)``."""
+    groups = scores.reshape(-1, pattern.group)
+    return ~_lowest(groups, pattern.group - pattern.keep).reshape(scores.shape)
+
+
+def keep_mask(scores: torch.Tensor, pattern: Pattern, block_size: int = 128) -> torch.Tensor:
+    """Keep mask of one matrix.
+
+    Args:
+        scores: ``(d_out, d_in)``; higher = keep. No NaN.
+        pattern: The pattern; the model scope needs ``keep_masks_of_model``.
+        block_size: Columns of a block, for the block scope.
+
+    Returns:
+        Boolean ``(d_out, d_in)``, True = keep. Exactly ``removed_count(numel, sparsity)`` entries are False.
+    """
+    if isinstance(pattern, NM):
+        return keep_nm(scores, pattern)
+    rows, columns = scores.shape
+    if pattern.scope == "row":
+        counts = torch.tensor(_shares([columns] * rows, pattern.sparsity))
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        for count in counts.unique().tolist():
+            chosen = (counts == count).to(scores.device)
+            keep[chosen] = ~_lowest(scores[chosen], count)
+        return keep
+    if pattern.scope == "block":
+        counts = block_counts(rows, columns, block_size, pattern.sparsity)
+        parts = [keep_block(part, count) for part, count in zip(scores.split(block_size, dim=1), counts, strict=True)]
+        return torch.cat(parts, dim=1)
+    return keep_block(scores, removed_count(scores.numel(), pattern.sparsity))
+
+
+def keep_masks_of_model(scores: Mapping[Key, torch.Tensor], pattern: Unstructured) -> dict[Key, torch.Tensor]:
+    """Keep masks of all matrices when every weight of the model competes with every other.
+
+    Args:
+        scores: Scores of each matrix, ``(d_out, d_in)``.
+        pattern: Its sparsity counts over all matrices together.
+
+    Returns:
+        A keep mask for each matrix; False entries add up to ``removed_count(total, sparsity)``.
+    """
+    flat = torch.cat([s.reshape(-1).cpu() for s in scores.values()])
+    keep = ~_lowest(flat[None], removed_count(flat.numel(), pattern.sparsity))[0]
+    parts = keep.split([s.numel() for s in scores.values()])
+    return {key: part.reshape(s.shape).to(s.device) for (key, s), part in zip(scores.items(), parts, strict=True)}

@@ -1,0 +1,169 @@
+"""The tables a user picks from by name: pruning methods and calibration presets. Rows of data, no logic.
+
+Adding a method is a file in ``criteria/`` and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Application = Literal["zero", "compensate"]
+APPLICATIONS: tuple[str, ...] = ("zero", "compensate")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One pruning method: a criterion with its usual scope and application.
+
+    Attributes:
+        name: What a user writes.
+        criterion: Module and class of the criterion, ``module:Class`` inside ``hubprune.criteria``.
+        scope: Default scope of an unstructured run.
+        application: Default of what is done to the weights.
+        corpora: Names of the corpora that the method cannot do without. ``("any",)`` asks for at least one of any name.
+        title: The method's name in prose.
+        summary: One sentence.
+        arxiv: Identifier of the paper, empty when there is none.
+        options: The method's own settings with their defaults.
+        choices: Allowed values of the settings that are words.
+    """
+
+    name: str
+    criterion: str
+    scope: str
+    application: Application
+    corpora: tuple[str, ...]
+    title: str
+    summary: str
+    arxiv: str = ""
+    options: Mapping[str, float | str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="d-pruner",
+            criterion="d_pruner:DPruner",
+            scope="matrix",
+            application="zero",
+            corpora=("general", "domain"),
+            title="D-Pruner",
+            summary="Dual pruning: the domain loss refined by the importance of each weight for general text.",
+            arxiv="2405.06275",
+            options={"general_weight": 10.0, "form": "dual", "terms": "both"},
+            choices={
+                "form": ("dual", "additive", "paper"),
+                "terms": ("both", "no-general", "no-domain", "general-only"),
+            },
+        ),
+        Method(
+            name="magnitude",
+            criterion="magnitude:Magnitude",
+            scope="matrix",
+            application="zero",
+            corpora=(),
+            title="Magnitude",
+            summary="The smallest weights go; needs no data.",
+        ),
+        Method(
+            name="wanda",
+            criterion="wanda:Wanda",
+            scope="row",
+            application="zero",
+            corpora=("any",),
+            title="Wanda",
+            summary="Weight times the norm of its input, compared inside each output row.",
+            arxiv="2306.11695",
+        ),
+        Method(
+            name="sparsegpt",
+            criterion="sparsegpt:SparseGPT",
+            scope="block",
+            application="compensate",
+            corpora=("any",),
+            title="SparseGPT",
+            summary="Second-order selection inside a column sweep that repairs the remaining weights.",
+            arxiv="2301.00774",
+        ),
+        Method(
+            name="ria",
+            criterion="ria:RIA",
+            scope="matrix",
+            application="zero",
+            corpora=("any",),
+            title="RIA",
+            summary="Weight relative to its row and column, times the root of its input's norm.",
+            options={"activation_power": 0.5},
+        ),
+        Method(
+            name="gblm",
+            criterion="gblm:GBLM",
+            scope="row",
+            application="zero",
+            corpora=("any",),
+            title="GBLM-Pruner",
+            summary="Weight times its input's norm plus the norm of its gradients.",
+            arxiv="2311.04902",
+            options={"gradient_weight": 1.0},
+        ),
+        Method(
+            name="cross-calibration",
+            criterion="cross_calibration:CrossCalibration",
+            scope="block",
+            application="compensate",
+            corpora=("general", "domain"),
+            title="Cross-calibration",
+            summary="SparseGPT with a Hessian mixed from general and domain text.",
+            arxiv="2502.18424",
+            options={"domain_ratio": 0.5},
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One data set inside a corpus preset.
+
+    Attributes:
+        dataset: Repository, as ``repo[:config[:split]]``.
+        weight: Share of the samples, relative to the other sources of the preset.
+        template: Text with ``{column}`` fields, dots for nested ones; inner braces are filled first, so that
+            ``{holding_{label}}`` is the column that the label names. None: the text column is found by name.
+    """
+
+    dataset: str
+    weight: float = 1.0
+    template: str | None = None
+
+
+# Task-formatted text, prompt + answer + a sentence that explains the answer, is what D-Pruner calibrates on
+# (arXiv:2405.06275, section 4). The mixes follow its 600 : 400 and 500 : 500 proportions as far as the sets are public.
+CORPORA: dict[str, tuple[SourceRow, ...]] = {
+    "general": (
+        SourceRow("Salesforce/wikitext:wikitext-2-raw-v1:validation"),
+        SourceRow("roneneldan/TinyStories:default:train"),
+    ),
+    "medical": (
+        SourceRow(
+            "qiaojin/PubMedQA:pqa_labeled:train",
+            0.6,
+            "Abstract: {context.contexts}\nQuestion: {question}\nAnswer: {final_decision}. {long_answer}",
+        ),
+        SourceRow("lavita/MedQuAD:default:train", 0.4, "Question: {question}\nAnswer: {answer}"),
+    ),
+    "legal": (
+        SourceRow(
+            "casehold/casehold:all:train",
+            0.5,
+            "{citing_prompt}\nHolding: {holding_{label}}",
+        ),
+        SourceRow("FiscalNote/billsum:default:train", 0.5, "{text}\nSummary: {summary}"),
+    ),
+    "code": (SourceRow("google-research-datasets/mbpp:full:train", 1.0, '"""{text}"""\n{code}'),),
+    "math": (SourceRow("openai/gsm8k:main:train", 1.0, "Question: {question}\nAnswer: {answer}"),),
+}

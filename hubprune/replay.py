@@ -1,0 +1,348 @@
+"""The engine: a model run one decoder block at a time over stored activations, forwards and backwards.
+
+A whole-model backward pass keeps weights, gradients and scores of every layer at once. Here each block is run by itself: the
+*forward sweep* stores the activations at the block boundaries and shows what flows into the matrices; the *backward sweep*
+starts from the gradient of the loss at the last boundary, recomputes one block at a time with gradients on, and pushes the
+boundary gradient down. Both give exactly what the whole model would give.
+
+No code here knows a model family. Recorders take the place of the blocks, and the model's own forward is run once: the
+recorders see the embedded input and every block's own arguments (masks, rotary embeddings, ...), and hand the hidden states on
+in the form in which the block itself returns them. For the head, the last recorder hands over a stored boundary instead, so
+that the final norm, the head, soft-capping and the loss are the model's own. This is the only module that registers hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from hubprune.architecture import Matrix, find_blocks
+from hubprune.errors import NumericalError, UnsupportedModelError
+
+# float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
+FLOAT16_SCALE = 2.0**12
+
+InputSink = Callable[[Sequence[Matrix], torch.Tensor], None]
+GradientSink = Callable[[Matrix, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Batch:
+    """Sequences of one length on their way through the blocks.
+
+    Attributes:
+        token_ids: ``(b, T)``.
+        calls: The arguments of each block.
+        hidden: Input of the block whose turn it is, ``(b, T, d)``, in host memory.
+    """
+
+    token_ids: torch.Tensor
+    calls: list[Call]
+    hidden: torch.Tensor
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes what it is called with and hands hidden states on."""
+
+    def __init__(self, block: nn.Module, as_tuple: bool, answer: torch.Tensor | None = None) -> None:
+        super().__init__()
+        object.__setattr__(self, "block", block)  # kept out of the module tree: attributes pass through, weights do not
+        self.as_tuple = as_tuple
+        self.answer = answer
+        self.hidden: torch.Tensor | None = None
+        self.call: Call | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "block"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        self.hidden, self.call = hidden, Call(args[1:], kwargs)
+        handed_on = hidden if self.answer is None else self.answer
+        return (handed_on,) if self.as_tuple else handed_on
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Compare arguments of two calls, tensors by value."""
+    if left is right:
+        return True
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return left.shape == right.shape and left.dtype == right.dtype and bool(torch.equal(left, right))
+    if isinstance(left, tuple | list) and isinstance(right, tuple | list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
+    return type(left) is type(right) and not isinstance(left, torch.Tensor) and bool(left == right)
+
+
+class Replay:
+    """Runs the decoder blocks of a model one at a time. A context manager: inside, the model is in eval mode, frozen.
+
+    Args:
+        model: A decoder language model, all its weights in memory.
+
+    Raises:
+        UnsupportedModelError: The model has no decoder blocks, or weights that are not in memory.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        missing = [name for name, p in model.named_parameters() if p.is_meta]
+        if missing:
+            raise UnsupportedModelError(
+                f"pruning needs the weights in memory, and {missing[0]} is offloaded: load the model without disk offload"
+            )
+        self.model = model
+        self.prefix, self.blocks = find_blocks(model)
+        self._as_tuple: bool | None = None
+        self._calls: dict[tuple[int, ...], list[Call]] = {}
+        self._restore: list[tuple[nn.Parameter, bool]] = []
+        self._was_training = False
+
+    def __enter__(self) -> Replay:
+        self._was_training = self.model.training
+        self._restore = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.model.eval()
+        self.model.requires_grad_(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, required in self._restore:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+        self.model.train(self._was_training)
+        self._calls.clear()
+
+    @contextmanager
+    def _recorders(self, answer: torch.Tensor | None = None) -> Iterator[list[_Recorder]]:
+        """Put recorders in place of the blocks; the last one hands over ``answer`` when it is given."""
+        originals = list(self.blocks)
+        last = len(originals) - 1
+        as_tuple = bool(self._as_tuple)
+        recorders = [_Recorder(b, as_tuple, answer if i == last else None) for i, b in enumerate(originals)]
+        try:
+            for index, recorder in enumerate(recorders):
+                self.blocks[index] = recorder
+            yield recorders
+        finally:
+            for index, original in enumerate(originals):
+                self.blocks[index] = original
+
+    def _learn_form(self, token_ids: torch.Tensor) -> None:
+        """Find out whether the blocks return a tensor or a tuple, by running one on two tokens."""
+        if self._as_tuple is not None:
+            return
+        returned: list[Any] = []
+        handle = self.blocks[0].register_forward_hook(lambda _module, _args, output: returned.append(output))
+        try:
+            with torch.no_grad():
+                self.model.base_model(input_ids=token_ids[:1, :2], use_cache=False)
+        finally:
+            handle.remove()
+        self._as_tuple = isinstance(returned[0], tuple)
+
+    def open(self, token_ids: torch.Tensor) -> Batch:
+        """Embed sequences and note the arguments of every block.
+
+        Args:
+            token_ids: ``(b, T)``.
+
+        Returns:
+            A batch in front of block 0. Sequences carry no padding, so batches of one shape share their arguments; they
+            are compared, and kept apart should a model make them differ.
+        """
+        token_ids = token_ids.to(self.model.device)
+        self._learn_form(token_ids)
+        with torch.no_grad(), self._recorders() as recorders:
+            self.model.base_model(input_ids=token_ids, use_cache=False)
+        calls = [recorder.call for recorder in recorders if recorder.call is not None]
+        shared = self._calls.setdefault(tuple(token_ids.shape), calls)
+        if shared is not calls and all(_same((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(shared, calls, strict=True)):
+            calls = shared
+        hidden = recorders[0].hidden
+        assert hidden is not None  # the model has run, so its first block was called
+        return Batch(token_ids, calls, hidden.detach().cpu())
+
+    def _run(self, index: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
+        block = self.blocks[index]
+        output = block(hidden, *call.args, **call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _device(self, index: int) -> torch.device:
+        return next(self.blocks[index].parameters()).device
+
+    def forward(self, index: int, batch: Batch) -> torch.Tensor:
+        """Run one block on a batch.
+
+        Returns:
+            The next boundary, ``(b, T, d)``, in host memory; the batch itself is not moved on.
+
+        Raises:
+            NumericalError: The block gives NaN or infinity.
+        """
+        with torch.no_grad():
+            output = self._run(index, batch.calls[index], batch.hidden.to(self._device(index)))
+        if not bool(torch.isfinite(output).all()):
+            raise NumericalError(
+                f"activations must be finite, and {self.prefix}.{index} gives NaN or infinity on the calibration text: "
+                "load the model in bfloat16 or float32 (dtype=...)"
+            )
+        return output.cpu()
+
+    @contextmanager
+    def inputs(self, index: int, matrices: Sequence[Matrix], sink: InputSink) -> Iterator[None]:
+        """Show what flows into the matrices of one block while it runs.
+
+        Args:
+            index: The block.
+            matrices: Matrices of this block.
+            sink: Called with the matrices that read the same input, and the input ``(tokens, d_in)``. An expert sees the
+                tokens routed to it.
+        """
+        watcher = _InputWatcher(matrices, sink)
+        handles = [module.register_forward_pre_hook(watcher) for module in watcher.modules()]
+        handles.append(self.blocks[index].register_forward_hook(lambda *_: watcher.flush()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def loss_gradient(self, batch: Batch, boundary: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Start the backward sweep: the gradient of the loss at the last boundary.
+
+        Args:
+            batch: One batch; the loss is the mean next-token cross entropy over its tokens, in nats.
+            boundary: Output of the last block, ``(b, T, d)``.
+
+        Returns:
+            The loss and its gradient, ``(b, T, d)``, the latter times ``self.scale``.
+
+        Raises:
+            NumericalError: The loss is NaN or infinite.
+        """
+        leaf = boundary.to(self._device(len(self.blocks) - 1)).requires_grad_(True)
+        with torch.enable_grad(), self._recorders(answer=leaf):
+            loss = self.model(input_ids=batch.token_ids, labels=batch.token_ids, use_cache=False).loss
+        if not bool(torch.isfinite(loss)):
+            raise NumericalError(f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32")
+        (gradient,) = torch.autograd.grad(loss * self.scale, leaf)
+        return float(loss.detach()), gradient.cpu()
+
+    @property
+    def scale(self) -> float:
+        """Factor of the gradients inside the backward sweep; taken out again before anybody sees them."""
+        return FLOAT16_SCALE if self.model.dtype == torch.float16 else 1.0
+
+    def backward(
+        self, index: int, call: Call, boundary: torch.Tensor, gradient: torch.Tensor, matrices: Sequence[Matrix], sink: GradientSink
+    ) -> torch.Tensor:
+        """Recompute one block with gradients on and push the gradient through it.
+
+        Args:
+            index: The block.
+            call: Its arguments.
+            boundary: Its input, ``(b, T, d)``.
+            gradient: Gradient of the loss at its output, ``(b, T, d)``.
+            matrices: Matrices of this block whose gradient is wanted.
+            sink: Called with each matrix and its gradient ``(d_out, d_in)`` in float32.
+
+        Returns:
+            Gradient of the loss at the block's input, ``(b, T, d)``, in host memory.
+        """
+        device = self._device(index)
+        parameters = {id(m.parameter): m.parameter for m in matrices}.values()
+        leaf = boundary.to(device).requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                output = self._run(index, call, leaf)
+                torch.autograd.backward(output, gradient.to(device))
+            for matrix in matrices:
+                sink(matrix, matrix.gradient().float() / self.scale)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        assert leaf.grad is not None  # backward has run through it
+        return leaf.grad.cpu()
+
+
+class _InputWatcher:
+    """A forward pre-hook that tells a sink what flows into matrices.
+
+    Projections that read the same tensor (query, key and value; gate and up) are reported together, so that their statistics
+    are computed once. The tensor is held until another one arrives, so identity of the object means identity of the input.
+    """
+
+    def __init__(self, matrices: Sequence[Matrix], sink: InputSink) -> None:
+        self.sink = sink
+        self.by_module: dict[nn.Module, list[Matrix]] = {}
+        for matrix in matrices:
+            self.by_module.setdefault(matrix.module, []).append(matrix)
+        self.held: torch.Tensor | None = None
+        self.readers: list[Matrix] = []
+
+    def modules(self) -> Iterable[nn.Module]:
+        return self.by_module
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        matrices = self.by_module[module]
+        if matrices[0].expert is not None:
+            self._experts(module, matrices, args[0], args[1])
+            return
+        if args[0] is not self.held:
+            self.flush()
+            self.held = args[0]
+        self.readers.extend(matrices)
+
+    def flush(self) -> None:
+        """Report the input that is held."""
+        if self.held is not None:
+            self.sink(tuple(self.readers), self.held.reshape(-1, self.held.shape[-1]))
+        self.held, self.readers = None, []
+
+    def _experts(self, module: nn.Module, matrices: list[Matrix], hidden: torch.Tensor, chosen: torch.Tensor) -> None:
+        """Report the inputs of fused experts: routed tokens, and what the first projection makes of them."""
+        self.flush()
+        by_expert: dict[int, dict[str, Matrix]] = {}
+        for matrix in matrices:
+            by_expert.setdefault(int(matrix.expert or 0), {})[matrix.attribute] = matrix
+        for expert, named in by_expert.items():
+            tokens = hidden[(chosen == expert).any(dim=-1)]
+            if len(tokens) == 0:
+                continue
+            first = [m for a, m in named.items() if a != "down_proj"]
+            if first:
+                self.sink(tuple(first), tokens)
+            if "down_proj" in named:
+                self.sink((named["down_proj"],), _expert_hidden(module, expert, tokens))
+
+
+def _expert_hidden(module: Any, expert: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Compute what flows into one expert's down projection, ``(tokens, intermediate)``, with the module's own activation."""
+    gated = hasattr(module, "gate_up_proj")
+    weight = (module.gate_up_proj if gated else module.up_proj)[expert]
+    biases = getattr(module, "gate_up_proj_bias" if gated else "up_proj_bias", None)
+    projected = F.linear(tokens, weight.T if getattr(module, "is_transposed", False) else weight)
+    if biases is not None:
+        projected = projected + biases[expert]
+    return module._apply_gate(projected) if gated else module.act_fn(projected)

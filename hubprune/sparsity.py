@@ -1,0 +1,95 @@
+"""The vocabulary of sparsity: how much is removed and in which pattern.
+
+A *sparsity* is the fraction removed of the targeted weights. A *pattern* says which weights compete with one another:
+``Unstructured`` inside a scope, ``NM`` inside groups of consecutive input columns. A *keep* mask is boolean, True = keep.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hubprune.errors import ConfigError
+
+Scope = Literal["row", "block", "matrix", "model"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Single weights are removed wherever the scores are lowest inside a scope.
+
+    Attributes:
+        sparsity: Fraction removed, in [0, 1).
+        scope: Who competes with whom: the weights of one output ``row``, of one ``block`` of consecutive input columns
+            (all rows), of one ``matrix``, or of the whole ``model``.
+
+    Raises:
+        ConfigError: The sparsity is outside [0, 1) or the scope is unknown.
+    """
+
+    sparsity: float
+    scope: Scope = "matrix"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0.0 <= self.sparsity < 1.0:
+            problems.append(f"sparsity must be at least 0 and below 1, got {self.sparsity}: it is the fraction removed")
+        if self.scope not in SCOPES:
+            problems.append(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+        if problems:
+            raise ConfigError(problems)
+
+    def __str__(self) -> str:
+        """Return the short form used in tables and cards, such as ``50 % per matrix``."""
+        return f"{100 * self.sparsity:.4g} % per {self.scope}"
+
+
+@dataclass(frozen=True)
+class NM:
+    """N:M sparsity: of every ``group`` consecutive input columns of a row, ``keep`` weights stay.
+
+    N is the number *kept*, as in hardware documentation ("2:4"); the code of Wanda and SparseGPT counts the pruned ones.
+
+    Attributes:
+        keep: Weights kept in each group, N.
+        group: Consecutive input columns in a group, M.
+
+    Raises:
+        ConfigError: N is not between 1 and M - 1.
+    """
+
+    keep: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep < self.group:
+            raise ConfigError(
+                f"N:M keeps N of every M weights, so N must be at least 1 and below M, got {self.keep}:{self.group}: "
+                "use for instance '2:4' (keeps 2 of 4) or '1:4'"
+            )
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed, ``1 - N / M``."""
+        return 1.0 - self.keep / self.group
+
+    def __str__(self) -> str:
+        """Return the form that ``parse_pattern`` reads, such as ``2:4``."""
+        return f"{self.keep}:{self.group}"
+
+
+Pattern = Unstructured | NM
+
+
+def parse_pattern(text: str) -> NM:
+    """Read an N:M pattern such as ``2:4``.
+
+    Raises:
+        ConfigError: The text is not of the form N:M with 1 <= N < M.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text))
+    if match is None:
+        raise ConfigError(f"a pattern is written 'N:M', N weights kept of every M, got {text!r}: use for instance '2:4'")
+    return NM(keep=int(match[1]), group=int(match[2]))
