@@ -1,0 +1,62 @@
+# make demo   the whole flow on a tiny model, offline
+# make test   format check, lint, types and tests
+# Both make .venv when it is missing and install what they need; once installed they work without a network.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# What an installation depends on: asked again only when one of these changes, or the folder has moved.
+WANTED = $(shell cat pyproject.toml constraints.txt | cksum) $(CURDIR)
+
+# $(call install,EXTRA,STAMPS): install the extra, unless one of the stamps says that this was done.
+define install
+@want='$(WANTED)'; \
+for stamp in $(2); do [ "$$(cat $(VENV)/$$stamp 2>/dev/null)" = "$$want" ] && exit 0; done; \
+echo "Installing hubprune[$(1)] into $(VENV) (2 GB; some minutes the first time)"; \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch && \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(1)]' && \
+printf '%s\n' "$$want" > $(VENV)/installed-$(1)
+endef
+
+.PHONY: demo test check lint types pytest bench clean install-demo install-test
+
+demo: install-demo
+	@$(BIN)/hubprune demo
+
+test: lint types pytest
+
+check: test
+
+lint: install-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install-test
+	$(BIN)/mypy
+
+pytest: install-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: install-test
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install-demo: $(BIN)/python
+	$(call install,demo,installed-demo installed-test)
+
+install-test: $(BIN)/python
+	$(call install,test,installed-test)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hubprune needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12"; \
+	  exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
