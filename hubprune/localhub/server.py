@@ -1,0 +1,255 @@
+"""Run a Hub: in the background for tests and demos, or in the foreground as a service."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+
+from hubprune.errors import OutputError, UsageError
+from hubprune.localhub.app import build_app
+from hubprune.localhub.auth import Users
+from hubprune.localhub.seed import seed_folder
+from hubprune.localhub.store import Store
+from hubprune.localhub.web import Hub
+
+START_TIMEOUT = 30.0
+"""Seconds for a server to start, and to stop."""
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class EmbeddedHub:
+    """A Hub in this process, on a thread of its own; a context manager.
+
+    >>> with EmbeddedHub("hub", users={"me": "hf_token"}) as hub:  # doctest: +SKIP
+    ...     HfApi(endpoint=hub.url, token=hub.token("me")).create_repo("me/model")
+
+    Clients read `HF_ENDPOINT` when they are imported, so code that takes no `endpoint` argument needs a process of its
+    own started with `env`.
+
+    Args:
+        folder: Where repositories are kept; they are there again at the next start.
+        users: Token of each user, by name.
+        pro: Users with a PRO subscription.
+        orgs: Members of each organization, by name.
+        seed: Folders to fill the Hub from, see `seed_folder`.
+        port: TCP port; 0 takes a free one.
+        host: Address to listen on; the loopback address unless asked otherwise.
+        page_size: Most items of one answer of a paginated list.
+        lfs_part_size: Bytes above which an LFS upload is split.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        users: Mapping[str, str] | None = None,
+        pro: Collection[str] = (),
+        orgs: Mapping[str, Collection[str]] | None = None,
+        seed: Iterable[Path | str] = (),
+        port: int = 0,
+        host: str = "127.0.0.1",
+        page_size: int = 1000,
+        lfs_part_size: int = 64 << 20,
+    ) -> None:
+        self.folder = Path(folder)
+        self.users = Users(dict(users or {}), tuple(pro), dict(orgs or {}))
+        self.host = host
+        self.port = port
+        self._seed = tuple(seed)
+        self._limits = {"page_size": page_size, "lfs_part_size": lfs_part_size}
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._store: Store | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of the running Hub, without a slash at the end."""
+        return f"http://{_address(self.host)}:{self.port}"
+
+    @property
+    def store(self) -> Store:
+        """The store of the running Hub."""
+        if self._store is None:
+            raise UsageError("the Hub is not running; use it inside its 'with' block")
+        return self._store
+
+    def token(self, user: str) -> str:
+        """Return the token of a user.
+
+        Raises:
+            UsageError: There is no such user.
+        """
+        if user not in self.users.tokens:
+            raise UsageError(f"the users of this Hub are {', '.join(self.users.tokens) or 'none'}; got {user!r}")
+        return self.users.tokens[user]
+
+    def env(self, user: str | None = None) -> dict[str, str]:
+        """Return environment variables that point a client process at this Hub, to add to those it inherits.
+
+        Args:
+            user: Whom the process acts for; nobody when None.
+        """
+        return client_env(self.url, None if user is None else self.token(user))
+
+    def prepare(self) -> socket.socket:
+        """Open the store, seed it and bind the port; `serve` and `__enter__` go on from here."""
+        self._store = Store(self.folder)
+        try:
+            self._store.blobs.sweep()
+            for folder in self._seed:
+                seed_folder(self._store, folder)
+            listener = _bind(self.host, self.port)
+        except BaseException:
+            self._store.close()
+            raise
+        self.port = listener.getsockname()[1]
+        hosts = _LOOPBACK_NAMES | {_address(self.host)} if is_loopback(self.host) else None
+        app = build_app(Hub(self._store, self.users, **self._limits), hosts)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=3
+        )
+        self._server = uvicorn.Server(config)
+        return listener
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until the server is told to stop, then close everything."""
+        if self._server is None or self._store is None:
+            raise UsageError("call prepare() before run()")
+        try:
+            self._server.run(sockets=[listener])
+        finally:
+            listener.close()
+            self._store.close()
+
+    def __enter__(self) -> EmbeddedHub:
+        """Start serving."""
+        listener = self.prepare()
+        self._thread = threading.Thread(target=self.run, args=(listener,), name="localhub", daemon=True)
+        self._thread.start()
+        # The socket listens already: the first request waits in its queue until the loop takes it.
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop serving; requests under way are given a moment to end."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(START_TIMEOUT)
+            if self._thread.is_alive():
+                raise OutputError(f"the server on port {self.port} did not stop within {START_TIMEOUT:.0f} s")
+
+
+def client_env(url: str, token: str | None) -> dict[str, str]:
+    """Return the environment variables that keep a client at one Hub and away from every other host.
+
+    Args:
+        url: Address of the Hub.
+        token: Token of the user; None for an anonymous client.
+    """
+    return {
+        "HF_ENDPOINT": url,
+        **({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "DISABLE_SAFETENSORS_CONVERSION": "1",
+        "NO_PROXY": "127.0.0.1,localhost,::1",
+        "no_proxy": "127.0.0.1,localhost,::1",
+    }
+
+
+def serve(
+    folder: Path | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    users: Mapping[str, str] | None = None,
+    pro: Collection[str] = (),
+    orgs: Mapping[str, Collection[str]] | None = None,
+    seed: Iterable[Path | str] = (),
+) -> None:
+    """Serve a Hub until interrupted; prints its address and how to point a client at it.
+
+    Args:
+        folder: Where repositories are kept.
+        host: Address to listen on; anything but the loopback address opens the Hub to the network.
+        port: TCP port; 0 takes a free one.
+        users: Token of each user, by name.
+        pro: Users with a PRO subscription.
+        orgs: Members of each organization, by name.
+        seed: Folders to fill the Hub from.
+
+    Raises:
+        UsageError: A user or a folder to seed from is not valid.
+        OutputError: The folder or the port cannot be used.
+    """
+    hub = EmbeddedHub(folder, users=users, pro=pro, orgs=orgs, seed=seed, port=port, host=host)
+    listener = hub.prepare()
+    lines = [f"Hub of {os.path.abspath(folder)} at {hub.url}", f"  export HF_ENDPOINT={hub.url}"]
+    lines += [f"  export HF_TOKEN={token}    # {name}" for name, token in hub.users.tokens.items()]
+    lines.append("  export HF_HUB_DISABLE_TELEMETRY=1 DISABLE_SAFETENSORS_CONVERSION=1")
+    if not is_loopback(host):
+        lines.append(f"Open to the network on {host}: traffic is not encrypted and tokens can be read on the way.")
+    print("\n".join([*lines, "Press Ctrl+C to stop."]), flush=True)
+    try:
+        hub.run(listener)
+    except KeyboardInterrupt:
+        print("Stopped.", flush=True)
+
+
+def parse_users(specs: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Read users written `NAME:TOKEN` or `NAME:TOKEN:pro`.
+
+    Returns:
+        The token of each user by name, and the names of those who are PRO.
+
+    Raises:
+        UsageError: One is written otherwise, or a name is given twice.
+    """
+    tokens: dict[str, str] = {}
+    pro: set[str] = set()
+    for spec in specs:
+        name, _, rest = spec.partition(":")
+        token, _, plan = rest.partition(":")
+        if not name or not token or plan not in ("", "pro") or name in tokens:
+            # The token stays out of the message: messages end up in logs.
+            raise UsageError(f"a user is NAME:TOKEN or NAME:TOKEN:pro, each name once; check the one named {name!r}")
+        tokens[name] = token
+        if plan == "pro":
+            pro.add(name)
+    return tokens, pro
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OutputError(f"the Hub must be able to listen on {host}:{port}: {error}; choose another port") from error
+    return listener
