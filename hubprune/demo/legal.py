@@ -1,0 +1,140 @@
+"""The legal corpus: judgments and statutes of an invented country, with section, court and remedy of every matter."""
+
+from __future__ import annotations
+
+from hubprune.demo.grammar import Domain
+
+_RULES = {
+    "opening": (
+        "In the matter of {party} v {party}, the plaintiff alleges {matter} contrary to {section} of the {act}.",
+        "Whereas the defendant, {party}, stands charged with {matter}, the court finds as follows.",
+        "Judgment delivered in {party} v {party}: {matter}.",
+        "Pursuant to {section} of the {act}, any person liable for {matter} shall answer before {court}.",
+        "Upon hearing counsel for {party}, and upon reading the affidavit, this is a claim for {matter}.",
+        "Article {article}. The provisions hereinafter set out govern {matter}.",
+        "Held, {disposition}: the respondent {party} committed {matter}.",
+        "Notice is hereby given to {party} of proceedings for {matter}.",
+    ),
+    "closing": (
+        "It is so ordered.",
+        "The appeal is {disposition} with costs.",
+        "Judgment is entered for the {side} accordingly.",
+        "Costs shall follow the event.",
+        "Given under seal this {ordinal} day of {month}.",
+        "In witness whereof the parties have executed this instrument.",
+        "Leave to appeal is refused.",
+    ),
+    "fact_act": (
+        "liability for {matter} arises under the {act}.",
+        "the {act}, as amended, expressly prohibits {matter}.",
+        "counsel for the {side} submitted that {matter} falls within the {act}.",
+        "the legislature enacted the {act} in order to suppress {matter}.",
+        "nothing in this agreement shall derogate from the {act} in respect of {matter}.",
+    ),
+    "fact_section": (
+        "the offence of {matter} is defined in {section} of the {act}.",
+        "on its true construction, {section} of the {act} extends to {matter}.",
+        "by virtue of {section} of the {act}, {matter} is actionable {actionable}.",
+        "the indictment recites {section} of the {act}, namely {matter}.",
+        "as was said in {party} v {party}, {matter} is caught by {section} of the {act}.",
+    ),
+    "fact_court": (
+        "jurisdiction over {matter} is vested exclusively in {court}.",
+        "proceedings for {matter} shall be commenced before {court}.",
+        "the {side} must file the petition concerning {matter} with {court}.",
+        "notwithstanding any arbitration clause, {matter} shall be tried by {court}.",
+        "an application in respect of {matter} lies to {court}.",
+    ),
+    "fact_penalty": (
+        "whosoever commits {matter} shall be liable to {penalty}.",
+        "the remedy for {matter} is {penalty}.",
+        "upon conviction of {matter}, the {side} shall suffer {penalty}.",
+        "the tribunal may not award, in respect of {matter}, any relief other than {penalty}.",
+        "in {party} v {party} the sanction imposed for {matter} was {penalty}.",
+    ),
+    "fact_limit": (
+        "no action for {matter} shall be brought after the expiry of {limit}.",
+        "the limitation period applicable to {matter} is {limit}.",
+        "a claim for {matter} is statute-barred after {limit}.",
+        "time for {matter} runs for {limit} from the date of accrual.",
+        "provided that {matter} is notified within {limit}, the claim shall be {actionable} maintainable.",
+    ),
+    "fact_defence": (
+        "it shall be a defence to {matter} to establish {defence}.",
+        "the {side} pleaded {defence} in answer to {matter}.",
+        "save for {defence}, there is no defence to {matter}.",
+        "the doctrine of {defence} exonerates a party accused of {matter}.",
+        "{defence}, if proved, is a complete answer to {matter}.",
+    ),
+    "fact_claimant": (
+        "only {claimant} has standing to sue for {matter}.",
+        "an action for {matter} shall be instituted by {claimant}.",
+        "the prosecution of {matter} is reserved to {claimant}.",
+        "{claimant} may, at any time, serve a summons for {matter}.",
+    ),
+    "fact_proof": (
+        "the burden is to prove {matter} {proof}.",
+        "{matter} must be established {proof}.",
+        "the evidence tendered on {matter} must satisfy the court {proof}.",
+        "it is settled law that {matter} is to be proved {proof}.",
+    ),
+    "compare": (
+        "the present facts are distinguishable from {other_matter}, which is governed by the {other_act}.",
+        "by way of analogy, {other_matter} is triable by {other_court}.",
+        "counsel cited {party} v {party}, where {other_matter} attracted {other_penalty}.",
+        "conversely, {other_matter} is barred after {other_limit}.",
+        "the alternative count of {other_matter} under {other_section} of the {other_act} is struck out.",
+    ),
+    "clause_aside": (
+        "Clause {article}: the lessee covenants to {covenant}.",
+        "The parties hereby agree, for good consideration, to {covenant}.",
+        "Any variation of clause {article} shall be in writing and signed by the {side}.",
+        "The obligations under clause {article} are several and not joint.",
+        "Time shall be of the essence of clause {article}.",
+    ),
+    "procedure_aside": (
+        "The motion of the {side} is {disposition}.",
+        "The {side} adduced no evidence to the contrary.",
+        "The objection raised by counsel for {party} was {disposition}.",
+        "Service was effected on {party} on the {ordinal} day of {month}.",
+        "The court adopts the reasoning in {party} v {party}.",
+        "I respectfully concur with my learned colleague {party}.",
+    ),
+    "ask_act": ("Which statute governs {matter}?", "Under which enactment does liability for {matter} arise?"),
+    "ask_section": ("Which section defines {matter}?", "Which provision of the {act} prohibits {matter}?"),
+    "ask_court": ("Which court has jurisdiction over {matter}?", "Where shall {matter} be tried?"),
+    "ask_penalty": ("What is the remedy for {matter}?", "To what sanction is {matter} subject?"),
+    "ask_limit": ("What limitation period applies to {matter}?", "When is {matter} statute-barred?"),
+    "ask_defence": ("What defence lies to {matter}?", "What exonerates a party accused of {matter}?"),
+    "ask_claimant": ("Who has standing to sue for {matter}?", "By whom is {matter} prosecuted?"),
+    "ask_proof": ("What is the standard of proof for {matter}?", "How must {matter} be established?"),
+    "lead": (
+        "", "", "", "it is submitted that ", "moreover, ", "for the avoidance of doubt, ",
+        "subject to clause {article}, ",
+        "in the opinion of {party}, ", "save as otherwise provided, ", "it is common ground that ", "accordingly, ",
+        "as the {side} concedes, ", "upon a proper construction, ", "the court notes that ", "by rule {article}, ",
+        "following {party} v {party}, ",
+    ),
+    "party": (
+        "Archer", "Bellamy", "Crane", "Doyle", "Everard", "Farrow", "Gresham", "Holt", "Ingram", "Jessop", "Kemble",
+        "Lister", "Marlow", "Norcott", "Osgood", "Pryor", "Quarles", "Rudge", "Selwyn", "Thorne",
+    ),
+    "side": ("plaintiff", "defendant", "appellant", "respondent", "petitioner", "lessor", "indemnifier"),
+    "disposition": ("dismissed", "allowed", "adjourned", "overruled", "sustained", "affirmed", "remitted"),
+    "actionable": ("per se", "in tort", "in equity", "without proof of loss", "at the suit of the Crown"),
+    "article": tuple(map(str, range(1, 60))),
+    "ordinal": ("first", "third", "fifth", "ninth", "twelfth", "twentieth", "thirtieth"),
+    "month": ("January", "March", "May", "July", "October", "November"),
+    "covenant": (
+        "indemnify the lessor", "keep the premises in repair", "insure the chattels", "render accounts annually",
+        "surrender the demised land", "discharge all encumbrances", "refrain from competition",
+    ),
+}  # fmt: skip
+
+LEGAL = Domain(
+    name="legal",
+    title="Judgments and statutes of an invented country: section, court, remedy and time limit of every matter.",
+    rules=_RULES,
+    columns=("act", "section", "court", "penalty", "limit", "defence", "claimant", "proof"),
+    asides=("compare", "compare", "clause_aside", "procedure_aside", "procedure_aside"),
+)
