@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hubprune.errors import ConfigError, did_you_mean
-from hubprune.presets import APPLICATIONS, CORPORA, METHODS, Method
+from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
 from hubprune.sparsity import NM, SCOPES, Pattern, Unstructured, parse_pattern
 
 CORPUS_NAMES = ("general", "domain")
@@ -303,13 +303,16 @@ class CorpusConfig:
 def parse_source(text: str, **settings: Any) -> SourceConfig:
     """Read ``repo[@revision][:config[:split]]``, or the path of a local file.
 
-    A text that ends in the suffix of a data file, or that begins with ``.`` or ``/``, is a path.
+    A text that ends in the suffix of a data file, or that begins with ``.`` or ``/``, is a path. A data set that stands in a
+    preset brings its template along.
     """
     if re.match(r"^[./~]|^[A-Za-z]:\\", text) or re.search(r"\.(jsonl?|csv|parquet|txt)(\.gz)?$", text):
         return SourceConfig(text, **settings)
     name, _, rest = text.partition(":")
     config, _, split = rest.partition(":")
     repo, _, revision = name.partition("@")
+    if repo in TEMPLATES and "text_column" not in settings:
+        settings = {"template": TEMPLATES[repo], **settings}
     return SourceConfig(repo, config or None, split or None, revision or None, **settings)
 
 

@@ -167,3 +167,8 @@ CORPORA: dict[str, tuple[SourceRow, ...]] = {
     "code": (SourceRow("google-research-datasets/mbpp:full:train", 1.0, '"""{text}"""\n{code}'),),
     "math": (SourceRow("openai/gsm8k:main:train", 1.0, "Question: {question}\nAnswer: {answer}"),),
 }
+
+# The text of these data sets is made from several columns, so naming one alone is enough.
+TEMPLATES: dict[str, str] = {
+    row.dataset.partition(":")[0]: row.template for rows in CORPORA.values() for row in rows if row.template is not None
+}

@@ -1,0 +1,406 @@
+"""The Hub: repositories resolved to a commit, access checked, rows of data sets opened; every failure one clear error.
+
+The client is a parameter (``api``), so that tests and air-gapped users bring their own. What is read is pinned: a
+branch is resolved to a commit once, and everything afterwards asks for that commit. With ``HF_HUB_OFFLINE=1`` the same
+names are looked up in the client's cache; a network that fails without that switch is an error, never a reason to use
+old files.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubprune import __version__
+from hubprune.config import SourceConfig
+from hubprune.errors import (
+    AccessError,
+    CorpusError,
+    HubPruneError,
+    NotFoundError,
+    OfflineError,
+    OutputError,
+    UsageError,
+)
+from hubprune.report import REPORT_NAME, PruningReport
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    Token = str | bool | None
+
+README = "README.md"
+# Readers of datasets by suffix; a compressed file has .gz behind it.
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# Rows of a stream that are mixed before the first is handed out: enough to leave the order of the file, few enough to
+# read in a second or two.
+SHUFFLE_BUFFER = 1_000
+LOG_IN = "log in (hf auth login, HF_TOKEN or token=...)"
+NOT_CACHED = "the cache does not hold it"
+UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class ResolvedRepo:
+    """A repository as it is at one commit, or a local folder.
+
+    Attributes:
+        repo_id: Repository, or path of the folder.
+        repo_type: ``model`` or ``dataset``.
+        revision: Branch, tag or commit asked for, None for the default branch.
+        commit: The commit it stands for; None for a folder.
+        local: Whether it is a folder.
+        gated: Whether the Hub asks for consent before a download.
+        private: Whether only some users see it.
+        card: Metadata of its card.
+    """
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str | None = None
+    commit: str | None = None
+    local: bool = False
+    gated: bool = False
+    private: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def make_api(token: Token = None) -> HfApi:
+    """Return a client that says who it is; without a token it uses the one of the user who is logged in."""
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="hubprune", library_version=__version__)
+
+
+@contextmanager
+def hub_errors(what: str, repo_id: str, repo_type: str = "model", *, api: HfApi | None = None) -> Iterator[None]:
+    """Turn what the client raises inside the block into one error that says what to do; no message holds a token.
+
+    Args:
+        what: What is being done, a verb that the repository completes, such as ``push to``.
+        repo_id: The repository.
+        repo_type: ``model``, ``dataset`` or ``space``.
+        api: The client, for the address of its Hub.
+
+    Raises:
+        AccessError: The repository is gated or private, or the token may not do this.
+        NotFoundError: There is no such repository, revision or file.
+        OfflineError: The network is switched off, or the Hub is out of reach.
+        OutputError: The cache cannot be written.
+        UsageError: The name cannot be one of a repository.
+    """
+    try:
+        yield
+    except HubPruneError:
+        raise
+    except Exception as error:
+        from huggingface_hub import constants
+
+        endpoint = api.endpoint if api is not None else constants.ENDPOINT
+        page = f"{endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
+        start = f"cannot {what} {repo_id}: "
+        for link in _chain(error):
+            found = _translate(link, start, page, "data set" if repo_type == "dataset" else repo_type)
+            if found is not None:
+                raise found from error
+        if type(error) is OSError and error.errno is None:  # how transformers says that a file is missing
+            raise NotFoundError(start + _one_line(error)) from error
+        raise
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it came from; transformers and datasets put their own in front of the client's."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (link.__context__ if isinstance(link, OSError) else None)
+
+
+def _translate(error: BaseException, start: str, page: str, kind: str) -> HubPruneError | None:
+    from huggingface_hub import errors, is_offline_mode
+    from huggingface_hub.utils import httpx
+
+    match error:
+        case errors.GatedRepoError():
+            return AccessError(f"{start}it is gated; ask for access at {page} and {LOG_IN} as a user who has it")
+        case errors.RepositoryNotFoundError() if error.response.status_code == 401:
+            return AccessError(
+                f"{start}there is no public {kind} at {page}; check the name, or {LOG_IN} if it is private"
+            )
+        case errors.RepositoryNotFoundError():
+            return NotFoundError(f"{start}there is no {kind} at {page} that your token may see; check name and token")
+        case errors.RevisionNotFoundError():
+            return NotFoundError(f"{start}it has no such branch, tag or commit; {page} lists what it has")
+        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
+            return NotFoundError(start + _one_line(error, last=True))
+        case errors.LocalTokenNotFoundError():
+            return AccessError(f"{start}it needs a token and there is none; {LOG_IN}")
+        case errors.HfHubHTTPError():
+            return _translate_status(error.response.status_code, error.server_message, start)
+        case errors.HFValidationError():
+            return UsageError(f"{start}that is neither a folder nor the name of a repository, 'owner/name'; check it")
+        case httpx.TransportError() | errors.LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
+            if is_offline_mode():
+                remedy = f"the network is switched off (HF_HUB_OFFLINE) and {NOT_CACHED}; run once with the network"
+            else:
+                remedy = (
+                    f"{page} is out of reach; check the network, or set HF_HUB_OFFLINE=1 to use what is in the cache"
+                )
+            return OfflineError(start + remedy)
+        case OSError(errno=number) if number in UNWRITABLE:
+            place = error.filename or "the cache"
+            return OutputError(f"{start}{place} cannot be written ({error.strerror}); make room, or set HF_HOME")
+    return None
+
+
+def _translate_status(status: int, message: str | None, start: str) -> HubPruneError:
+    said = f"{start}the Hub answers {status}" + (f" ({_redact(message)})" if message else "")
+    match status:
+        case 401:
+            return AccessError(f"{said}; {LOG_IN} with a token that is valid")
+        case 402:
+            return AccessError(f"{said}: this needs a paid plan; take one, or do without")
+        case 403:
+            return AccessError(f"{said}; take a token that may do this, or a repository of your own")
+        case _ if status == 429 or status >= 500:
+            return OfflineError(f"{said}; try again later")
+    return HubPruneError(said)
+
+
+def _redact(text: str) -> str:
+    return re.sub(r"hf_\w+", "hf_...", text)
+
+
+def _one_line(error: BaseException, *, last: bool = False) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return _redact(lines[-1 if last else 0])
+
+
+def resolve_model(
+    model_id: str, *, revision: str | None = None, token: Token = None, api: HfApi | None = None
+) -> ResolvedRepo:
+    """Resolve a model to a commit and check that its files may be read; a local folder stands for itself.
+
+    Args:
+        model_id: Repository, or path of a folder.
+        revision: Branch, tag or commit; None for the default branch.
+        token: Token of the Hub; None for the one of the user who is logged in.
+        api: Client to use instead of one made from ``token``.
+
+    Raises:
+        AccessError: The repository is private or gated.
+        NotFoundError: There is none, or no such revision.
+        OfflineError: The Hub is out of reach, or switched off and the cache holds nothing.
+    """
+    return _resolve(model_id, "model", revision, api or make_api(token))
+
+
+def resolve_dataset(
+    repo_id: str, *, revision: str | None = None, token: Token = None, api: HfApi | None = None
+) -> ResolvedRepo:
+    """Resolve a data set to a commit; arguments and errors as in ``resolve_model``."""
+    return _resolve(repo_id, "dataset", revision, api or make_api(token))
+
+
+def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> ResolvedRepo:
+    from huggingface_hub import errors, is_offline_mode
+
+    folder = Path(repo_id).expanduser()
+    if folder.is_dir():
+        return ResolvedRepo(repo_id, repo_type, local=True, card=_card_in(folder))
+    if re.match(r"[./~]", repo_id):
+        raise NotFoundError(f"there is no folder {repo_id}; check the path, or name a repository, 'owner/name'")
+    with hub_errors("read", repo_id, repo_type, api=api):
+        if is_offline_mode():
+            commit = _cached_commit(repo_id, repo_type, revision)
+            card = _card_in(_cache(repo_id, repo_type) / "snapshots" / commit)
+            return ResolvedRepo(repo_id, repo_type, revision, commit, card=card)
+        wanted: Any = ["sha", "gated", "private", "cardData"]
+        info: Any = api.repo_info(repo_id, repo_type=repo_type, revision=revision, expand=wanted)
+        if info.gated:
+            api.auth_check(repo_id, repo_type=repo_type)
+        # Everything later asks for the commit, and then the client does not note where the branch stood. Fetching the
+        # card by the branch's name leaves that note, and the card, for a run without the network.
+        with suppress(errors.RemoteEntryNotFoundError):
+            api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision)
+    card = {name: value for name, value in (info.card_data or {}).items() if value is not None}
+    return ResolvedRepo(repo_id, repo_type, revision, info.sha, False, bool(info.gated), bool(info.private), card)
+
+
+def _card_in(folder: Path) -> dict[str, Any]:
+    from huggingface_hub import metadata_load
+
+    path = folder / README
+    return dict(metadata_load(path) or {}) if path.is_file() else {}
+
+
+def _cache(repo_id: str, repo_type: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo_id.split("/")])
+
+
+def _cached_commit(repo_id: str, repo_type: str, revision: str | None) -> str:
+    """The commit that a revision stood for when the network was last there."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    note = _cache(repo_id, repo_type) / "refs" / (revision or "main")
+    if note.is_file():
+        return note.read_text(encoding="utf-8").strip()
+    if revision is not None and (_cache(repo_id, repo_type) / "snapshots" / revision).is_dir():
+        return revision
+    raise OfflineModeIsEnabled(repo_id)
+
+
+def read_report(repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = None) -> PruningReport | None:
+    """Read the report of a pruned model; None where it has no such file.
+
+    Raises:
+        UsageError: The report cannot be read.
+        AccessError, OfflineError: As ``resolve_model``.
+    """
+    folder = Path(repo.repo_id).expanduser()
+    if not repo.local:
+        api = api or make_api(token)
+        try:
+            with hub_errors("read the report of", repo.repo_id, api=api):
+                folder = Path(api.hf_hub_download(repo.repo_id, REPORT_NAME, revision=repo.commit)).parent
+        except NotFoundError:
+            return None
+    return PruningReport.load(folder) if (folder / REPORT_NAME).is_file() else None
+
+
+def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = None) -> bool:
+    """Find out before any work whether a model repository can be created or pushed to.
+
+    Returns:
+        Whether the repository exists.
+
+    Raises:
+        AccessError: There is no token, it may only read, or the repository belongs to somebody else.
+        OfflineError: The Hub is out of reach.
+    """
+    api = api or make_api(token)
+    start = f"cannot push to {repo_id}: "
+    with hub_errors("push to", repo_id, api=api):
+        me = api.whoami()
+        if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise AccessError(f"{start}the token may only read; make one with the role 'write'")
+        if api.repo_exists(repo_id):
+            api.auth_check(repo_id, write=True)
+            return True
+    own = [me["name"], *(org["name"] for org in me.get("orgs", ()) if org.get("roleInOrg") != "read")]
+    owner, slash, _ = repo_id.partition("/")
+    if slash and owner not in own:
+        raise AccessError(f"{start}{me['name']} may not create it; push to a repository of {' or '.join(own)}")
+    return False
+
+
+def local_file(source: SourceConfig) -> Path | None:
+    """The path of a source that is a file, None for a data set of the Hub or a folder that holds one."""
+    path = Path(source.dataset).expanduser()
+    named = data_suffix(path) in READERS or re.match(r"[./~]", source.dataset) is not None
+    return path if named and not path.is_dir() else None
+
+
+def data_suffix(path: Path) -> str:
+    """The suffix that says how a file is read, without that of its compression."""
+    return Path(str(path).removesuffix(".gz")).suffix
+
+
+def dataset_configs(dataset: str, *, commit: str | None = None, token: Token = None) -> list[str]:
+    """List the configurations of a data set on the Hub, or of a local folder; errors as in ``open_rows``."""
+    import datasets  # type: ignore[import-untyped]
+
+    with _reading(dataset):
+        return list(datasets.get_dataset_config_names(**_address(dataset, commit, token)))
+
+
+def dataset_splits(dataset: str, config: str | None, *, commit: str | None = None, token: Token = None) -> list[str]:
+    """List the splits of a configuration; errors as in ``open_rows``."""
+    import datasets
+
+    with _reading(dataset):
+        return list(datasets.get_dataset_split_names(**_address(dataset, commit, token), config_name=config))
+
+
+def open_rows(
+    source: SourceConfig, *, commit: str | None = None, streaming: bool = True, seed: int = 0, token: Token = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the rows of a source in a seeded order; the same arguments always give the same rows.
+
+    A ``.txt`` file has one row for each line.
+
+    Args:
+        source: The source, as ``resolve_source`` returns it.
+        commit: Its commit.
+        streaming: Read from the Hub as needed, in an order mixed over a window of rows; otherwise download first, and
+            mix all rows.
+        seed: Seed of the order.
+        token: Token of the Hub.
+
+    Yields:
+        The place in the order, and the row.
+
+    Raises:
+        CorpusError: There is no data that can be read.
+        AccessError, OfflineError: As ``resolve_dataset``.
+    """
+    import datasets
+
+    path = local_file(source)
+    with _reading(source.dataset):
+        rows: Any
+        if path is not None:
+            files = glob.escape(str(path))
+            rows = datasets.load_dataset(READERS[data_suffix(path)], data_files=files, split="train", streaming=True)
+        else:
+            address = _address(source.dataset, commit, token)
+            rows = datasets.load_dataset(**address, name=source.config, split=source.split, streaming=streaming)
+        if isinstance(rows, datasets.IterableDataset):
+            mixed: Any = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        else:
+            mixed = rows.shuffle(seed=seed, keep_in_memory=True)
+        yield from enumerate(mixed)
+
+
+def _address(dataset: str, commit: str | None, token: Token) -> dict[str, Any]:
+    """Where ``datasets`` reads from: a local folder, the Hub, or without network that commit's files in the cache."""
+    from huggingface_hub import is_offline_mode
+
+    if Path(dataset).expanduser().is_dir():
+        return {"path": str(Path(dataset).expanduser())}
+    if is_offline_mode():
+        return {"path": str(_cache(dataset, "dataset") / "snapshots" / str(commit))}
+    return {"path": dataset, "revision": commit, "token": token}
+
+
+@contextmanager
+def _reading(dataset: str) -> Iterator[None]:
+    """Turn what ``datasets`` raises into one error."""
+    from huggingface_hub import is_offline_mode
+
+    try:
+        with hub_errors("read", dataset, "dataset"):
+            yield
+    except HubPruneError:
+        raise
+    except Exception as error:
+        start = f"cannot read {dataset}: "
+        if "scripts are no longer supported" in str(error):
+            raise CorpusError(
+                f"{start}it comes with a program of its own, which is not run; take the copy that the Hub makes of "
+                f"most such data sets, '{dataset}@refs/convert/parquet', or another data set"
+            ) from error
+        if is_offline_mode() and not Path(dataset).expanduser().exists():
+            raise OfflineError(
+                f"{start}the network is switched off (HF_HUB_OFFLINE) and {NOT_CACHED}, as rows that are streamed are "
+                "not kept; run once with the network and streaming=False"
+            ) from error
+        raise CorpusError(f"{start}{_one_line(error)}; mend it, or take another data set") from error

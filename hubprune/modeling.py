@@ -1,0 +1,208 @@
+"""The user's door: prune in ``from_pretrained``, publish in ``push_to_hub``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hubprune import flow, hub, publish
+from hubprune.config import ALIASES, CORPUS_NAMES, PruningConfig
+from hubprune.errors import ConfigError, UsageError
+from hubprune.report import PruningReport
+
+logger = logging.get_logger(__name__)
+
+PRUNING_KEYWORDS = tuple(PruningConfig.__dataclass_fields__)
+CORPUS_KEYWORDS = ("num_samples", "sequence_length", "packing", "streaming")
+
+
+class PrunerMixin:
+    """Adds pruning to a model class: ``class MyLlama(PrunerMixin, LlamaForCausalLM)``.
+
+    Attributes:
+        tokenizer: The base's tokenizer; saved and pushed with the model.
+        hubprune_report: The record of the run; None for a model that was not pruned by hubprune.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    hubprune_report: PruningReport | None = None
+
+    @classmethod
+    def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
+        """Load the weights with plain transformers."""
+        return super().from_pretrained(base, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        pruning_config: PruningConfig | Mapping[str, Any] | None = None,
+        general: Any = None,
+        domain: Any = None,
+        evaluation: str | Mapping[str, Any] | None = "auto",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Fetch a base model and calibration text from the Hub, prune, evaluate, and return the pruned model.
+
+        A repository that hubprune already pruned is just loaded.
+
+        Args:
+            pretrained_model_name_or_path: Repository on the Hub, or a local folder.
+            model_args: Passed on to transformers.
+            pruning_config: What to prune and how; or give its fields as keywords (``method="d-pruner"``, ``sparsity=0.5``,
+                ``pattern="2:4"``, ...).
+            general: General text: a preset (``"general"``), a data set ``"repo[@revision][:config[:split]]"``, several joined
+                with ``+``, a local file, a ``CorpusConfig``, a list of strings, or token ids ``(n, T)``.
+            domain: Text of the domain, likewise (``"medical"``, ``"legal"``, ``"code"``, ``"math"``, ...).
+            evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by label, or
+                None.
+            tokenizer: Tokenizer, where it is not the base's.
+            progress: Whether to show progress bars.
+            kwargs: ``num_samples``, ``sequence_length`` (tokens), ``packing`` and ``streaming`` of the corpora; fields of the
+                pruning config; everything else goes to transformers (``dtype``, ``device_map``, ``revision``, ``token``,
+                ``trust_remote_code``, ``cache_dir``, ...).
+
+        Returns:
+            The model, with ``tokenizer`` and ``hubprune_report``.
+
+        Raises:
+            ConfigError: The request breaks a rule; nothing was downloaded.
+            CorpusError: A corpus cannot be read or is too short.
+            UnsupportedModelError: The model is quantised, or not a decoder language model.
+            AccessError: The repository is private or gated.
+        """
+        base = os.fspath(pretrained_model_name_or_path)
+        asked, settings, kwargs = _sort_keywords(kwargs)
+        config = _merge_config(pruning_config, asked)
+        corpora = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
+        token = kwargs.get("token")
+        repo = hub.resolve_model(base, revision=kwargs.pop("revision", None), token=token)
+        model_config = flow.load_config(base, repo, kwargs)
+        if getattr(model_config, "hubprune", None):
+            if pruning_config or asked or corpora:
+                logger.warning("%s was already pruned (%s); it is loaded as it is.", base, model_config.hubprune["pattern"])
+            return cls._reopen(base, repo, model_args, kwargs, tokenizer)
+        plan = flow.prepare(
+            base,
+            repo,
+            model_config,
+            config,
+            corpora,
+            settings=settings,
+            evaluation=evaluation,
+            tokenizer=tokenizer,
+            keywords=kwargs,
+            progress=progress,
+        )
+        model = cls._fetch(base, repo, model_args, kwargs)
+        model.hubprune_report = flow.execute(model, plan, progress=progress)
+        model.tokenizer = plan.tokenizer
+        return model
+
+    @classmethod
+    def _fetch(cls, base: str, repo: hub.ResolvedRepo, model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with hub.hub_errors("download", base):
+            return cls._load(base, *model_args, revision=repo.commit or "main", **kwargs)
+
+    @classmethod
+    def _reopen(
+        cls, base: str, repo: hub.ResolvedRepo, model_args: tuple[Any, ...], kwargs: dict[str, Any], tokenizer: Any
+    ) -> Any:
+        """Load a model that hubprune pruned before, with its tokenizer and its report."""
+        model = cls._fetch(base, repo, model_args, kwargs)
+        model.tokenizer = tokenizer or flow.load_tokenizer(base, repo, kwargs)
+        model.hubprune_report = hub.read_report(repo, token=kwargs.get("token"))
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the weights, and beside them the tokenizer, the report and the model card.
+
+        Args:
+            save_directory: Folder; created when missing.
+            kwargs: Passed on to transformers (``max_shard_size``, ...); ``push_to_hub=True`` publishes as well, with
+                ``repo_id`` and the other keywords of ``push_to_hub``.
+        """
+        push = kwargs.pop("push_to_hub", False)
+        names = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
+        publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        if self.hubprune_report is not None:
+            publish.write_record(save_directory, self.hubprune_report, self.tokenizer)
+        if push:
+            self.push_to_hub(publishing.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **publishing)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Verify the model and publish it with its tokenizer, report and card, as one commit.
+
+        Args:
+            repo_id: Repository to create or update.
+            kwargs: ``private``, ``token``, ``commit_message``, ``commit_description``, ``revision``, ``create_pr``,
+                ``max_shard_size``, ``dry_run``; see ``hubprune.publish``.
+
+        Raises:
+            UsageError: The model was not pruned by hubprune.
+            VerificationError: What was saved is not what the report says; nothing was published.
+            AccessError: No permission to write.
+        """
+        if self.hubprune_report is None:
+            raise UsageError(
+                f"{type(self).__name__} carries no pruning report: prune it with from_pretrained, or hand the report of "
+                "hubprune.prune to hubprune.publish(model, repo_id, report=...)"
+            )
+        return publish.publish(
+            self, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), report=self.hubprune_report, **kwargs
+        )
+
+
+class AutoPrunedModelForCausalLM(PrunerMixin):
+    """Prunes any decoder language model that ``AutoModelForCausalLM`` loads; returns an instance of the model's own class.
+
+    The instance is also a ``PrunerMixin``, and its config still names the plain class, so that it loads anywhere.
+    """
+
+    def __init__(self) -> None:
+        raise UsageError("AutoPrunedModelForCausalLM is not built by itself: use AutoPrunedModelForCausalLM.from_pretrained(...)")
+
+    @classmethod
+    def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(base, *args, **kwargs)
+        model.__class__ = with_pruner(type(model))
+        return model
+
+
+@functools.cache
+def with_pruner(kind: type[PreTrainedModel]) -> type:
+    """Return a model class with ``PrunerMixin`` in front, under the same name, so that saved configs name the plain class."""
+    if issubclass(kind, PrunerMixin):
+        return kind
+    return type(kind.__name__, (PrunerMixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def _sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Split keywords into those of the pruning config, those of the corpora and those for transformers."""
+    pruning, corpora, others = {}, {}, {}
+    for name, value in kwargs.items():
+        name = ALIASES.get(name, name)
+        chosen = pruning if name in PRUNING_KEYWORDS else corpora if name in CORPUS_KEYWORDS else others
+        chosen[name] = value
+    if "seed" in pruning:
+        corpora["seed"] = pruning["seed"]
+    if others.pop("output_loading_info", False):
+        raise ConfigError("output_loading_info is not available while pruning: load the pushed model to inspect it")
+    return pruning, corpora, others
+
+
+def _merge_config(config: PruningConfig | Mapping[str, Any] | None, asked: Mapping[str, Any]) -> PruningConfig:
+    if config is not None and asked:
+        raise ConfigError(f"give pruning_config or its fields, got both: pruning_config and {', '.join(asked)}")
+    if isinstance(config, PruningConfig):
+        return config
+    return PruningConfig.from_dict(config if config is not None else asked)

@@ -1,0 +1,164 @@
+"""A report turned back into the lines that repeat its run: Python, and the command line where that can say it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from hubprune.config import PruningConfig, SourceConfig, parse_source
+from hubprune.presets import CORPORA, METHODS
+from hubprune.report import CorpusFacts, PruningReport, SourceFacts
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def base_on_hub(report: PruningReport) -> bool:
+    """Whether the base is a repository of the Hub; a local folder has no commit."""
+    return report.base.commit is not None and HUB_ID.fullmatch(report.base.model_id) is not None
+
+
+def public(place: str) -> str:
+    """A repository or path as strangers may see it: of an absolute path, which tells who made it, the name."""
+    if place.startswith("~") or PurePosixPath(place).is_absolute() or PureWindowsPath(place).is_absolute():
+        return "./" + PureWindowsPath(place).name
+    return place
+
+
+def quote(value: Any) -> str:
+    """A Python literal on one line."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return repr(value)
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={quote(value)}' for key, value in arguments.items())})"
+
+
+def _spec(source: SourceFacts) -> str | None:
+    """The short form of a data set, pinned to its commit; None when it cannot say everything."""
+    text = public(source.dataset)
+    if source.commit is not None:
+        text += f"@{source.commit}"
+    if source.config or source.split:
+        text += f":{source.config or ''}" + (f":{source.split}" if source.split else "")
+    wanted = SourceConfig(public(source.dataset), source.config, source.split, source.commit, source.template)
+    return text if "+" not in text and parse_source(text) == wanted else None
+
+
+def _preset(corpus: CorpusFacts) -> str | None:
+    """The preset that names exactly these sources, None when there is none."""
+    used = [SourceConfig(s.dataset, s.config, s.split, template=s.template) for s in corpus.sources]
+    for name, rows in CORPORA.items():
+        if used == [parse_source(row.dataset, template=row.template) for row in rows]:
+            return name
+    return None
+
+
+def _weights(corpus: CorpusFacts) -> list[float]:
+    """Shares of the sources: a preset's own, otherwise equal, as for data sets joined with ``+``."""
+    name = _preset(corpus)
+    return [row.weight for row in CORPORA[name]] if name else [1.0] * len(corpus.sources)
+
+
+def _short(corpus: CorpusFacts) -> str | None:
+    """The corpus as one string, pinned to commits; None when a string cannot say everything."""
+    specs = [_spec(source) for source in corpus.sources]
+    known = [spec for spec in specs if spec is not None]
+    if not specs or len(known) < len(specs) or len(set(_weights(corpus))) > 1:
+        return None
+    return "+".join(known)
+
+
+def _shared(corpora: Sequence[CorpusFacts]) -> dict[str, int] | None:
+    """The keywords that all corpora share; None when they differ or need others."""
+    if not corpora:
+        return {}
+    found = {(c.num_sequences, c.sequence_length) for c in corpora}
+    if len(found) > 1 or not all(c.packing and c.seed == 0 for c in corpora):
+        return None
+    return {"num_samples": corpora[0].num_sequences, "sequence_length": corpora[0].sequence_length}
+
+
+def _corpus_expression(corpus: CorpusFacts) -> str:
+    if not corpus.sources:
+        return f"{re.sub(r'[^0-9A-Za-z_]', '_', corpus.name)}_texts"
+    items = []
+    for source, weight in zip(corpus.sources, _weights(corpus), strict=True):
+        fields = {
+            "config": source.config,
+            "split": source.split,
+            "revision": source.commit,
+            "template": source.template,
+        }
+        given = {"dataset": public(source.dataset)} | {
+            key: value for key, value in fields.items() if value is not None
+        }
+        items.append(_call("SourceConfig", given | ({"weight": weight} if weight != 1 else {})))
+    counts = f"num_samples={corpus.num_sequences}, sequence_length={corpus.sequence_length}"
+    return f"CorpusConfig(sources=({', '.join(items)},), {counts}, packing={corpus.packing}, seed={corpus.seed})"
+
+
+def _config_arguments(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The settings that differ from the defaults, the method first; whether the plain keywords say it all."""
+    defaults = PruningConfig().to_dict()
+    plain = {key: config[key] for key in ("method", "sparsity", "pattern") if config.get(key) is not None}
+    rest = {
+        key: value for key, value in config.items() if key in defaults and key not in plain and value != defaults[key]
+    }
+    return {**plain, **rest}, not rest
+
+
+def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
+    """The Python lines that repeat the run; None for a criterion of the user's own, which no report can hold."""
+    if report.method not in METHODS:
+        return None
+    settings, plain = _config_arguments(report.config)
+    shared, strings = _shared(report.corpora), {c.name: _short(c) for c in report.corpora}
+    if shared is None or None in strings.values():
+        corpora, shared = {c.name: _corpus_expression(c) for c in report.corpora}, {}
+    else:
+        corpora = {name: quote(text) for name, text in strings.items()}
+    base = report.base
+    arguments = [quote(public(base.model_id))]
+    if base_on_hub(report):
+        arguments.append(f"revision={quote(base.commit)}")
+    if plain:
+        arguments += [f"{key}={quote(value)}" for key, value in settings.items()]
+    else:
+        arguments.append("pruning_config=" + _call("PruningConfig", settings))
+    arguments += [f"{name}={expression}" for name, expression in corpora.items()]
+    arguments += [f"{key}={quote(value)}" for key, value in shared.items()]
+    if base.dtype:
+        arguments.append(f"dtype={quote(base.dtype)}")
+    if base.trust_remote_code:
+        arguments.append("trust_remote_code=True")
+    body = "".join(f"    {argument},\n" for argument in arguments)
+    names = [
+        "AutoPrunedModelForCausalLM",
+        *(n for n in ("CorpusConfig", "PruningConfig", "SourceConfig") if f"{n}(" in body),
+    ]
+    push = f"\nmodel.push_to_hub({quote(repo_id)})" if repo_id else ""
+    load = f"model = AutoPrunedModelForCausalLM.from_pretrained(\n{body}){push}"
+    return f"from hubprune import {', '.join(names)}\n\n{load}"
+
+
+def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
+    """The command that repeats the run; None where an option of the command line cannot say it."""
+    settings, plain = _config_arguments(report.config)
+    shared, corpora = _shared(report.corpora), {c.name: _short(c) or _preset(c) for c in report.corpora}
+    if report.method not in METHODS or not plain or shared is None or None in corpora.values():
+        return None
+    words = ["hubprune", "prune", public(report.base.model_id)]
+    options: dict[str, Any] = {"revision": report.base.commit if base_on_hub(report) else None, **settings}
+    options |= corpora | shared
+    options |= {"push": repo_id} if repo_id else {"out": "pruned-model"}
+    for key, value in options.items():
+        if value is not None:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    words += ["--trust-remote-code"] if report.base.trust_remote_code else []
+    return shlex.join(words)

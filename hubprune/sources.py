@@ -1,0 +1,300 @@
+"""Where text comes from: a source is checked, and its rows become documents.
+
+A row becomes text in one of four ways, the first that applies: the template that was given, the column that was named, a
+conversation put through the tokenizer's chat template, or the text column found by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubprune import hub
+from hubprune.config import SourceConfig
+from hubprune.errors import CorpusError, NotFoundError, did_you_mean
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Row = Mapping[str, Any]
+
+# Names of the column that holds the text, the most telling first.
+TEXT_COLUMNS = ("text", "content", "sentence", "document", "article", "passage", "body")
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+# What data sets in the format of ShareGPT call the speakers.
+CHAT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+# Texts of fewer words, such as headings and one-word answers, recur everywhere: that two data sets share one says nothing.
+TELLING_WORDS = 5
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text.
+
+    Attributes:
+        text: The text.
+        bare: Whether special tokens are still to be added; a chat template has put in its own.
+        keys: What the text, and the row it comes from, are recognised by.
+    """
+
+    text: str
+    bare: bool = True
+    keys: tuple[str, ...] = ()
+
+
+def text_key(text: str) -> tuple[str, ...]:
+    """What a text is recognised by, whatever its case, spacing and punctuation; nothing for a text of a few words."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return () if len(words) < TELLING_WORDS else ("text:" + _sha256(" ".join(words)),)
+
+
+def row_key(source: SourceConfig, row: Row) -> str:
+    """What a row is recognised by, whatever template it goes through and wherever it stands in its split."""
+    place = hub.local_file(source)
+    name = str(place.resolve()) if place else f"{source.dataset}:{source.config}:{source.split}"
+    return "row:" + _sha256(f"{name}:{json.dumps(row, sort_keys=True, default=str)}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def resolve_source(
+    source: SourceConfig, *, token: str | bool | None = None, api: HfApi | None = None
+) -> tuple[SourceConfig, str | None]:
+    """Check that a source exists, and fill in its configuration and its split.
+
+    Args:
+        source: The source.
+        token: Token of the Hub.
+        api: Client to use instead of one made from ``token``.
+
+    Returns:
+        The source and its commit; None for files.
+
+    Raises:
+        CorpusError: There is no such data set, file, configuration or split; the message lists what there is.
+        AccessError, OfflineError: As ``hub.resolve_dataset``.
+    """
+    if source.template is not None:
+        parse_template(source.template)
+    path = hub.local_file(source)
+    if path is not None:
+        _check_file(source, path)
+        return source, None
+    api = api or hub.make_api(token)
+    try:
+        repo = hub.resolve_dataset(source.dataset, revision=source.revision, api=api)
+    except NotFoundError as error:
+        raise CorpusError(str(error)) from error
+    where: dict[str, Any] = {"commit": repo.commit, "token": api.token}
+    name = source.dataset
+    configs = hub.dataset_configs(name, **where)
+    config = source.config or (configs[0] if len(configs) == 1 else "default")
+    if config not in configs:
+        asked = f"has no configuration {config!r}" if source.config else "has several configurations"
+        raise CorpusError(f"{name} {asked}: pick one, as in '{name}:{configs[0]}'; it has {', '.join(configs)}")
+    splits = hub.dataset_splits(name, config, **where)
+    split = source.split or (splits[0] if len(splits) == 1 else "train")
+    if split not in splits:
+        spec = f"{name}:{config}:{splits[0]}"
+        raise CorpusError(f"{name} ({config}) has no split {split!r}: pick one, as in '{spec}'; it has {', '.join(splits)}")
+    return replace(source, config=config, split=split), repo.commit
+
+
+def _check_file(source: SourceConfig, path: Path) -> None:
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise CorpusError(f"there is no file {path}: " + (did_you_mean(path.name, near) if near else "check the path"))
+    if hub.data_suffix(path) not in hub.READERS:
+        raise CorpusError(f"a file of text ends in {', '.join(hub.READERS)}, or in one of these and .gz, got {path}")
+    if source.config or source.revision or source.split not in (None, "train"):
+        raise CorpusError(f"{path} is a file, and a file has no configurations, splits and revisions: give the path alone")
+
+
+def documents(
+    source: SourceConfig,
+    tokenizer: Any,
+    *,
+    commit: str | None,
+    streaming: bool = True,
+    seed: int = 0,
+    token: str | bool | None = None,
+) -> Iterator[Document]:
+    """Read the texts of a source in a seeded order; empty ones are left out.
+
+    Args:
+        source: The source, as ``resolve_source`` returns it.
+        tokenizer: Its chat template serves conversations.
+        commit: The source's commit.
+        streaming: As ``hub.open_rows``.
+        seed: Seed of the order.
+        token: Token of the Hub.
+
+    Raises:
+        CorpusError: The rows cannot be read, or have no such column; the message lists those there are.
+        AccessError, OfflineError: As ``hub.open_rows``.
+    """
+    write: Callable[[Row], Document | None] | None = None
+    rows = hub.open_rows(source, commit=commit, streaming=streaming, seed=seed, token=token)
+    for _, row in rows:
+        write = write or _writer(source, row, tokenizer)
+        document = write(row)
+        if document is not None and document.text.strip():
+            yield replace(document, keys=(*text_key(document.text), row_key(source, row)))
+
+
+def _writer(source: SourceConfig, row: Row, tokenizer: Any) -> Callable[[Row], Document | None]:
+    """Choose by the first row how rows become text."""
+    name = source.dataset
+    if source.template is not None:
+        template = parse_template(source.template)
+        return lambda row: _filled(template, row, name)
+    column = source.text_column or _text_column(row, name)
+    if _is_chat(_column(row, column, name)):
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise CorpusError(
+                f"{name} holds conversations (column {column!r}), and the tokenizer has no chat template: take the "
+                "tokenizer of a chat model, give a template such as '{prompt}', or take a data set of plain text"
+            )
+        return lambda row: _chat(_column(row, column, name), tokenizer, name)
+    return lambda row: Document(_as_text(_column(row, column, name), column, name))
+
+
+def _text_column(row: Row, name: str) -> str:
+    found = next((c for c in TEXT_COLUMNS if c in row and isinstance(row[c], str | None)), None)
+    found = found or next((c for c in CHAT_COLUMNS if c in row and _is_chat(row[c])), None)
+    if found is not None:
+        return found
+    strings = [c for c, value in row.items() if isinstance(value, str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise CorpusError(
+        f"{name} has no column that is known to hold text ({', '.join(TEXT_COLUMNS)}): give text_column, or a template such "
+        f"as '{{{strings[0] if strings else next(iter(row), 'column')}}}'; its columns are {', '.join(row)}"
+    )
+
+
+def _column(row: Row, column: str, name: str) -> Any:
+    if column not in row:
+        raise CorpusError(f"{name} has no column {column!r}; its columns are {', '.join(row)}")
+    return row[column]
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _chat(turns: Any, tokenizer: Any, name: str) -> Document | None:
+    if not turns:
+        return None
+    messages = []
+    for turn in turns:
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if role is None or content is None:
+            raise CorpusError(f"a turn of a conversation has a role and a content, {name} has one with {', '.join(turn)}")
+        messages.append({"role": CHAT_ROLES.get(role, role), "content": content})
+    try:
+        return Document(tokenizer.apply_chat_template(messages, tokenize=False), bare=False)
+    except Exception as error:  # a chat template is a program, and says what it will not take in any way it likes
+        raise CorpusError(f"the tokenizer's chat template refuses a conversation of {name}: {error}") from error
+
+
+def _as_text(value: Any, column: str, name: str) -> str:
+    """Write a value: numbers as they are, lists one item a line, nothing for None."""
+    if isinstance(value, list | tuple):
+        return "\n".join(_as_text(item, column, name) for item in value if item is not None)
+    if isinstance(value, str | int | float):
+        return str(value)
+    if value is None:
+        return ""
+    inner = f" with the fields {', '.join(value)}: name one, as in '{{{column}.{next(iter(value))}}}'" if value else ""
+    raise CorpusError(f"column {column!r} of {name} is a {type(value).__name__}{inner}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A place in a template; its name may hold places itself, which are filled first."""
+
+    name: tuple[str | Field, ...]
+
+
+Template = Sequence[str | Field]
+
+
+def parse_template(text: str) -> Template:
+    """Read a template: ``{column}``, ``{nested.field}``, ``{holding_{label}}``; ``{{`` and ``}}`` stand for braces.
+
+    Raises:
+        CorpusError: A brace has no partner, or a place no name.
+    """
+    parts, end = _parse(text, 0, inside=False)
+    if end < len(text):
+        raise CorpusError(f"template {text!r} closes a brace that was not opened (character {end + 1}): write '}}}}' for '}}'")
+    if not any(isinstance(part, Field) for part in parts):
+        raise CorpusError(f"a template names at least one column in braces, such as '{{text}}', got {text!r}")
+    return parts
+
+
+def _parse(text: str, start: int, *, inside: bool) -> tuple[tuple[str | Field, ...], int]:
+    parts: list[str | Field] = []
+    position = start
+    while position < len(text):
+        character = text[position]
+        if not inside and text[position : position + 2] in ("{{", "}}"):
+            position += 1
+        elif character == "}":
+            break
+        elif character == "{":
+            name, position = _parse(text, position + 1, inside=True)
+            if position == len(text) or not name:
+                raise CorpusError(f"template {text!r} has a brace without a partner, or without a name in it: mend it")
+            parts.append(Field(name))
+            position += 1
+            continue
+        parts.append(character)
+        position += 1
+    return tuple(parts), position
+
+
+def _filled(template: Template, row: Row, name: str) -> Document | None:
+    """Fill a template; None when every place in it is empty."""
+    values = [_fill(part, row, name) if isinstance(part, Field) else "" for part in template]
+    if not any(value.strip() for value in values):
+        return None
+    return Document("".join(v if isinstance(p, Field) else p for p, v in zip(template, values, strict=True)))
+
+
+def _fill(place: Field, row: Row, name: str) -> str:
+    path = "".join(_fill(part, row, name) if isinstance(part, Field) else part for part in place.name)
+    return _as_text(_look_up(row, path, name), path, name)
+
+
+def _look_up(row: Row, path: str, name: str) -> Any:
+    """Follow a dotted path; a name in a list of records picks that field of each, a number one item."""
+    if path in row:
+        return row[path]
+    first, *rest = path.split(".")
+    value = _column(row, first, name)
+    for key in rest:
+        if isinstance(value, list) and key.isdecimal():
+            value = value[int(key)] if int(key) < len(value) else None
+        elif isinstance(value, list):
+            value = [_member(item, key, path, name) for item in value]
+        elif value is not None:
+            value = _member(value, key, path, name)
+    return value
+
+
+def _member(value: Any, key: str, path: str, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise CorpusError(f"{name} has no field {path!r}: {key!r} is asked of a {type(value).__name__}")
+    if key not in value:
+        raise CorpusError(f"{name} has no field {path!r}: {key!r} is not among {', '.join(value)}")
+    return value[key]

@@ -1,0 +1,128 @@
+"""What every test may use: an embedded Hub, real models and data, and clients that reach nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from hubprune.localhub import EmbeddedHub
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = Path(os.environ.get("HUBPRUNE_REAL") or ROOT.parent / "shared" / "real")
+USERS = {"me": "hf_test_me", "guest": "hf_test_guest"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# The clients read their settings when they are imported, so all is set here, before any test module is: whose Hub they
+# talk to (it starts with the fixture `hub`), a cache of their own, and nothing of the user's, the token above all.
+_PORT = _free_port()
+_CACHE = Path(tempfile.mkdtemp(prefix="hubprune-tests-"))
+for _name in [n for n in os.environ if n.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_ENDPOINT": f"http://127.0.0.1:{_PORT}",
+    "HF_HOME": str(_CACHE),
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "MPLBACKEND": "agg",
+    "NO_PROXY": "127.0.0.1,localhost,::1",
+    "no_proxy": "127.0.0.1,localhost,::1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Tiny models are faster on one thread, and sums come out in the same order everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the caches of this run."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the slow tests."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests whose need is not met here; what a need is about is asked only when a test has it."""
+    needs: dict[str, tuple[Callable[[], bool], str]] = {
+        "real": (REAL.is_dir, f"no real models and data sets at {REAL}"),
+        "slow": (lambda: bool(config.getoption("--slow")), "takes minutes: give --slow"),
+        "gpu": (_has_gpu, "no GPU that torch can use"),
+        "browser": (lambda: shutil.which("chromium") is not None, "no chromium on the path"),
+    }
+    for marker, (met, reason) in needs.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not met():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedHub]:
+    """The Hub that this process' clients talk to, with users `me` (PRO, member of `acme`) and `guest` (not PRO)."""
+    from hubprune.localhub import EmbeddedHub
+
+    folder = tmp_path_factory.mktemp("hub")
+    with EmbeddedHub(folder, users=USERS, pro={"me"}, orgs={"acme": {"me"}}, port=_PORT) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def hub_api(hub: EmbeddedHub) -> Callable[[str | None], HfApi]:
+    """A function from a user name (None for an anonymous client) to a client of the Hub."""
+    from huggingface_hub import HfApi
+
+    def make(user: str | None = "me") -> HfApi:
+        return HfApi(endpoint=hub.url, token=hub.token(user) if user else False, library_name="hubprune-tests")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_hub(hub: EmbeddedHub, tmp_path_factory: pytest.TempPathFactory) -> EmbeddedHub:
+    """The Hub with the demo world in it: `hubprune-demo/tiny-base`, `general`, `medical` and `legal`."""
+    from hubprune.demo import write_world
+    from hubprune.localhub import seed_folder
+
+    seed_folder(hub.store, write_world(tmp_path_factory.mktemp("demo-world")))
+    return hub
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    """Real models and data sets, laid out as on a Hub; for tests marked `real`."""
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def real_hub(hub: EmbeddedHub, real_folder: Path) -> EmbeddedHub:
+    """The Hub with the real models and data sets in it; for tests marked `real`."""
+    from hubprune.localhub import seed_folder
+
+    seed_folder(hub.store, real_folder)
+    return hub
