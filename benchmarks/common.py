@@ -19,8 +19,10 @@ def real_hub() -> Iterator[None]:
     To be entered before huggingface_hub is imported, because the client reads its endpoint when it is imported.
     """
     if not REAL.is_dir():
-        sys.exit(f"this benchmark reads real models and data laid out like Hub repositories, and {REAL} is not there: "
-                 "set HUBPRUNE_REAL")
+        sys.exit(
+            f"this benchmark reads real models and data laid out like Hub repositories, and {REAL} is not there: "
+            "set HUBPRUNE_REAL"
+        )
     from hubprune.localhub import EmbeddedHub
 
     with tempfile.TemporaryDirectory() as folder, EmbeddedHub(Path(folder) / "hub", seed=[REAL]) as hub:

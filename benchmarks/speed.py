@@ -2,8 +2,9 @@
 
     python -m benchmarks.speed [--methods wanda d-pruner] [--sequences 32] [--length 512]
 
-(a) is a plain forward of the whole model over the corpus, (b) a plain forward and backward with gradient checkpointing. Both
-run in the same batches as the method's own passes over that corpus: one sequence at a time where gradients are per sequence.
+(a) is a plain forward of the whole model over the corpus, (b) a plain forward and backward with gradient
+checkpointing. Both run in the same batches as the method's own passes over that corpus: one sequence at a time where
+gradients are per sequence.
 """
 
 from __future__ import annotations
@@ -113,19 +114,34 @@ def main() -> None:
         measure(options.measure, options.sequences, options.length, options.hidden, options.layers)
         return
     passes = {name: run(name, options) for name in PASSES}
-    forward, split = passes["forward both"]["seconds"], passes["forward general"]["seconds"] + passes["backward domain"]["seconds"]
+    forward, split = (
+        passes["forward both"]["seconds"],
+        passes["forward general"]["seconds"] + passes["backward domain"]["seconds"],
+    )
     rows, ratios = [], {}
     for name in (*PASSES, *options.methods):
         row = passes.get(name) or run(name, options)
         ratios[name] = (row["seconds"] / forward, row["seconds"] / split)
         rows.append(
-            (name, f"{row['seconds']:.2f}", *(f"{r:.2f}" for r in ratios[name]), f"{row['peak'] / 2**20:.0f}",
-             f"{(row['peak'] - row['before']) / 2**20:.0f}")
+            (
+                name,
+                f"{row['seconds']:.2f}",
+                *(f"{r:.2f}" for r in ratios[name]),
+                f"{row['peak'] / 2**20:.0f}",
+                f"{(row['peak'] - row['before']) / 2**20:.0f}",
+            )
         )
     table(
-        f"Llama, hidden {options.hidden}, {options.layers} layers, float32; general and domain corpora of {options.sequences} x "
-        f"{options.length} tokens each; {os.cpu_count()} cores; median of {REPEATS} processes",
-        ("run", "seconds", "x forward (both)", "x [forward general + backward domain]", "peak RSS, MiB", "of it added, MiB"),
+        f"Llama, hidden {options.hidden}, {options.layers} layers, float32; general and domain corpora of "
+        f"{options.sequences} x {options.length} tokens each; {os.cpu_count()} cores; median of {REPEATS} processes",
+        (
+            "run",
+            "seconds",
+            "x forward (both)",
+            "x [forward general + backward domain]",
+            "peak RSS, MiB",
+            "of it added, MiB",
+        ),
         rows,
     )
     targets = Targets()

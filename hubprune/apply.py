@@ -28,16 +28,17 @@ def compensate(
 ) -> torch.Tensor:
     """Remove weights and repair the remaining ones by SparseGPT's column sweep (arXiv:2301.00774, algorithm 1).
 
-    Columns are visited from left to right. The error of each removed weight, divided by the Cholesky factor's diagonal, is
-    spread over the columns to its right; updates beyond the current block are held back and applied at its end. A column that
-    saw no input on the calibration text is set to zero.
+    Columns are visited from left to right. The error of each removed weight, divided by the Cholesky factor's
+    diagonal, is spread over the columns to its right; updates beyond the current block are held back and applied at
+    its end. A column that saw no input on the calibration text is set to zero.
 
     Args:
         weight: ``(d_out, d_in)`` of any float type, written in place; the sweep itself runs in float32.
         factor: Upper Cholesky factor of the inverse Hessian, ``(d_in, d_in)``.
         dead: Boolean ``(d_in,)``, True where the calibration text gave no input.
-        select: Called as ``select(weights, diagonal, start)`` at the first column of each span, with the current weights
-            ``(d_out, span)``, the factor's diagonal ``(span,)`` and the column; returns the keep mask of the span.
+        select: Called as ``select(weights, diagonal, start)`` at the first column of each span, with the current
+            weights ``(d_out, span)``, the factor's diagonal ``(span,)`` and the column; returns the keep mask of the
+            span.
         span: Columns chosen at once; divides ``block_size``.
         block_size: Columns between two lazy updates.
 

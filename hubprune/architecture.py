@@ -1,7 +1,8 @@
 """What can be pruned in a model: its decoder blocks and the matrices in them, found by structure instead of by name.
 
-Three kinds of weight hold a linear map: ``nn.Linear`` (d_out, d_in), GPT-2's ``Conv1D`` (stored transposed) and the fused
-3-D parameters of mixture-of-experts layers, one map for each expert. A ``Matrix`` shows all of them as ``(d_out, d_in)``.
+Three kinds of weight hold a linear map: ``nn.Linear`` (d_out, d_in), GPT-2's ``Conv1D`` (stored transposed) and the
+fused 3-D parameters of mixture-of-experts layers, one map for each expert. A ``Matrix`` shows all of them as
+``(d_out, d_in)``.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def check_supported(config: PretrainedConfig) -> None:
             "prune the model it was made from and quantise afterwards"
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder ({config.model_type}): give a decoder language model")
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder ({config.model_type}): give a decoder language model"
+        )
     if getattr(config, "vision_config", None) is not None:
         raise UnsupportedModelError(f"{name} also reads images ({config.model_type}): give the text-only variant")
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
@@ -120,7 +123,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if not any(name.startswith(outer + ".") for outer, _ in found):
             found.append((name, module))
     if not found:
-        raise UnsupportedModelError(f"{type(model).__name__} has no list of decoder blocks: give a decoder language model")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no list of decoder blocks: give a decoder language model"
+        )
     return max(found, key=lambda item: len(item[1]))
 
 
@@ -145,8 +150,8 @@ def _block_matrices(prefix: str, index: int, block: nn.Module) -> list[Matrix]:
 def name_matches(name: str, pattern: str) -> bool:
     """Tell whether a matrix' name fits a pattern.
 
-    A pattern is ``re:`` with a regular expression matched from the start of the name, a full name, or a last component. The
-    index of an expert may be left out.
+    A pattern is ``re:`` with a regular expression matched from the start of the name, a full name, or a last
+    component. The index of an expert may be left out.
     """
     bare = name.partition("[")[0]
     if pattern.startswith("re:"):
@@ -173,7 +178,9 @@ def find_matrices(model: nn.Module, targets: Sequence[str] = (), ignore: Sequenc
     names = {m.name for m in matrices} | {m.kind for m in matrices}
     problems = [
         f"{role} pattern {pattern!r} matches no linear map of the decoder blocks: "
-        + did_you_mean(pattern.removeprefix("re:").strip(".*^$"), names if "." in pattern else {m.kind for m in matrices})
+        + did_you_mean(
+            pattern.removeprefix("re:").strip(".*^$"), names if "." in pattern else {m.kind for m in matrices}
+        )
         for role, patterns in (("targets", targets), ("ignore", ignore))
         for pattern in patterns
         if not any(name_matches(m.name, pattern) for m in matrices)
@@ -216,7 +223,9 @@ def check_finite(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter.detach()).all()):
-            raise NumericalError(f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model")
+            raise NumericalError(
+                f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model"
+            )
 
 
 def untouched_sha256(model: nn.Module, matrices: Sequence[Matrix]) -> str:

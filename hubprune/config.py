@@ -9,7 +9,7 @@ from typing import Any
 
 from hubprune.errors import ConfigError, did_you_mean
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
-from hubprune.sparsity import NM, SCOPES, Pattern, Unstructured, parse_pattern
+from hubprune.sparsity import SCOPES, Pattern, Unstructured, parse_pattern
 
 CORPUS_NAMES = ("general", "domain")
 
@@ -29,7 +29,9 @@ ALIASES = {
 
 def _check_known(cls: type, data: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(cls)]
-    problems = [f"{cls.__name__} has no field {name!r}: {did_you_mean(name, known)}" for name in data if name not in known]
+    problems = [
+        f"{cls.__name__} has no field {name!r}: {did_you_mean(name, known)}" for name in data if name not in known
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -43,10 +45,10 @@ class PruningConfig:
         sparsity: Fraction removed of the targeted weights, in [0, 1). None: 0.5, or what ``pattern`` implies.
         pattern: ``"N:M"`` such as ``"2:4"`` (N weights kept of every M along the input), None for unstructured.
         scope: Who competes with whom in an unstructured run: row, block, matrix or model. None: the method's own.
-        application: ``zero`` leaves the remaining weights alone, ``compensate`` repairs them (SparseGPT's column sweep).
-            None: the method's own.
-        targets: Names of the matrices to prune; empty for every linear map of the decoder blocks. A name is a full module
-            name, a last component (``q_proj``), or ``re:`` and a regular expression matched from the start.
+        application: ``zero`` leaves the remaining weights alone, ``compensate`` repairs them (SparseGPT's column
+            sweep). None: the method's own.
+        targets: Names of the matrices to prune; empty for every linear map of the decoder blocks. A name is a full
+            module name, a last component (``q_proj``), or ``re:`` and a regular expression matched from the start.
         ignore: Matrices left alone, in the same notation.
         block_size: Consecutive input columns of a ``block``, and of the column sweep.
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
@@ -84,8 +86,8 @@ class PruningConfig:
         problems = []
         if self.sparsity is not None and not (isinstance(self.sparsity, int | float) and 0.0 <= self.sparsity < 1.0):
             problems.append(
-                f"sparsity must be a number of at least 0 and below 1, got {self.sparsity!r}: it is the fraction removed, "
-                "write 0.5 for half"
+                f"sparsity must be a number of at least 0 and below 1, got {self.sparsity!r}: it is the fraction "
+                "removed, write 0.5 for half"
             )
         if self.pattern is not None:
             try:
@@ -94,10 +96,13 @@ class PruningConfig:
                 problems.extend(error.problems)
             if self.sparsity is not None:
                 problems.append(
-                    f"pattern {self.pattern!r} fixes the sparsity by itself, got sparsity={self.sparsity} as well: give one"
+                    f"pattern {self.pattern!r} fixes the sparsity by itself, got sparsity={self.sparsity} as well: "
+                    "give one"
                 )
             if self.scope is not None:
-                problems.append(f"scope applies to unstructured runs, got scope={self.scope!r} with {self.pattern!r}: drop one")
+                problems.append(
+                    f"scope applies to unstructured runs, got scope={self.scope!r} with {self.pattern!r}: drop one"
+                )
         if self.scope is not None and self.scope not in SCOPES:
             problems.append(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
         return problems
@@ -126,7 +131,9 @@ class PruningConfig:
         if self.block_size < 1:
             problems.append(f"block_size must be at least 1 column, got {self.block_size}")
         if not 0.0 < self.damping < 1.0:
-            problems.append(f"damping must be above 0 and below 1 (a fraction of the mean diagonal), got {self.damping}")
+            problems.append(
+                f"damping must be above 0 and below 1 (a fraction of the mean diagonal), got {self.damping}"
+            )
         if self.batch_size < 1:
             problems.append(f"batch_size must be at least 1 sequence, got {self.batch_size}")
         for pattern in (*self.targets, *self.ignore):
@@ -253,8 +260,8 @@ class CorpusConfig:
         texts: The text itself, instead of sources.
         num_samples: Sequences.
         sequence_length: Tokens in a sequence. None: 2,048 or the model's limit, whichever is smaller.
-        packing: Join documents, separated by the end token, into sequences of the full length; without it a sequence is
-            one document, cut at the length.
+        packing: Join documents, separated by the end token, into sequences of the full length; without it a sequence
+            is one document, cut at the length.
         streaming: Read rows from the Hub as needed instead of downloading the files.
         seed: Seed of the choice and order of the rows.
 
@@ -303,8 +310,8 @@ class CorpusConfig:
 def parse_source(text: str, **settings: Any) -> SourceConfig:
     """Read ``repo[@revision][:config[:split]]``, or the path of a local file.
 
-    A text that ends in the suffix of a data file, or that begins with ``.`` or ``/``, is a path. A data set that stands in a
-    preset brings its template along.
+    A text that ends in the suffix of a data file, or that begins with ``.`` or ``/``, is a path. A data set that
+    stands in a preset brings its template along.
     """
     if re.match(r"^[./~]|^[A-Za-z]:\\", text) or re.search(r"\.(jsonl?|csv|parquet|txt)(\.gz)?$", text):
         return SourceConfig(text, **settings)
@@ -316,7 +323,9 @@ def parse_source(text: str, **settings: Any) -> SourceConfig:
     return SourceConfig(repo, config or None, split or None, revision or None, **settings)
 
 
-def parse_corpus(value: str | CorpusConfig | Mapping[str, Any] | list[str] | tuple[str, ...], **settings: Any) -> CorpusConfig:
+def parse_corpus(
+    value: str | CorpusConfig | Mapping[str, Any] | list[str] | tuple[str, ...], **settings: Any
+) -> CorpusConfig:
     """Turn what a user gives for a corpus into a config.
 
     Args:
@@ -341,6 +350,6 @@ def parse_corpus(value: str | CorpusConfig | Mapping[str, Any] | list[str] | tup
     if isinstance(value, list | tuple) and value and all(isinstance(text, str) for text in value):
         return CorpusConfig(texts=tuple(value), **settings)
     raise ConfigError(
-        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]]', several joined with "
-        f"'+', a file, a CorpusConfig or a list of strings, got {value!r:.80}"
+        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]]', several joined "
+        f"with '+', a file, a CorpusConfig or a list of strings, got {value!r:.80}"
     )

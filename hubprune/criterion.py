@@ -1,7 +1,7 @@
 """What a criterion is: a rule that turns statistics into scores. It declares what it needs and receives it.
 
-A criterion sees tensors only, never a model. To prune by a rule of your own, subclass ``Criterion`` and hand an instance to
-``prune(..., criterion=mine)``.
+A criterion sees tensors only, never a model. To prune by a rule of your own, subclass ``Criterion`` and hand an
+instance to ``prune(..., criterion=mine)``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Criterion:
     """Base class of all criteria. Scores rank the weights of a matrix: higher = keep.
 
     Attributes:
-        summary: What it needs to know of the inputs of a matrix: the root mean square of each column (``norm``), the diagonal
-            of the inverse Hessian (``inverse_hessian``), or nothing (None).
+        summary: What it needs to know of the inputs of a matrix: the root mean square of each column (``norm``), the
+            diagonal of the inverse Hessian (``inverse_hessian``), or nothing (None).
         corpora: Corpora the summary is taken from; ``all`` stands for every corpus given. Several: see ``mix``.
         gradients: Corpus whose gradients it needs, None for no gradients.
-        selects_in_sweep: Whether, when the remaining weights are repaired, it chooses inside the column sweep from weights
-            that are already repaired, as SparseGPT does.
+        selects_in_sweep: Whether, when the remaining weights are repaired, it chooses inside the column sweep from
+            weights that are already repaired, as SparseGPT does.
         compensation_corpora: Corpora of the Hessian that repairs the remaining weights.
         scope: Scope of an unstructured run, where the config names none and the criterion is not of the table.
         application: What is done to the weights, likewise.
@@ -67,7 +67,9 @@ class Criterion:
         """
         return gradient.abs()
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix.
 
         Args:

@@ -1,13 +1,13 @@
 """Perplexity, with its protocol.
 
-The windows are the sequences of the corpus, so the stride equals the window: every token but the first of each window is
-predicted once, from the tokens before it in the same window. The mean is taken over all predicted tokens of all windows,
-not over windows.
+The windows are the sequences of the corpus, so the stride equals the window: every token but the first of each window
+is predicted once, from the tokens before it in the same window. The mean is taken over all predicted tokens of all
+windows, not over windows.
 
-The standard error is that of a ratio of two sums over windows (the delta method): with ``s`` the loss of a window, ``n``
-its predicted tokens and ``m = sum(s) / sum(n)``, the variance of ``m`` over ``k`` windows is
-``k / (k - 1) * sum((s - m * n)**2) / sum(n)**2``, and that of ``exp(m)`` is ``exp(m)**2`` times as large. It says how far
-another draw of windows may lie; it is 0 where there is one window, which says nothing.
+The standard error is that of a ratio of two sums over windows (the delta method): with ``s`` the loss of a window,
+``n`` its predicted tokens and ``m = sum(s) / sum(n)``, the variance of ``m`` over ``k`` windows is
+``k / (k - 1) * sum((s - m * n)**2) / sum(n)**2``, and that of ``exp(m)`` is ``exp(m)**2`` times as large. It says how
+far another draw of windows may lie; it is 0 where there is one window, which says nothing.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def perplexity(
     mean, stderr = _mean_and_error(losses, counts)
     if not mean < MOST_NATS:
         raise NumericalError(
-            f"the loss of the {variant} model on the {corpus.name} text is {mean} nats a token: its perplexity cannot be "
-            "stated; check the weights for NaN, prune less, or evaluate in float32"
+            f"the loss of the {variant} model on the {corpus.name} text is {mean} nats a token: its perplexity cannot "
+            "be stated; check the weights for NaN, prune less, or evaluate in float32"
         )
     value = math.exp(mean)
     start = getattr(model.config, "bos_token_id", None)

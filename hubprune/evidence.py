@@ -1,4 +1,4 @@
-"""What a criterion gets to see of one block: the statistics it declared, collected by the engine, in the form it asked for."""
+"""What a criterion gets to see of one block: the statistics it declared, in the form it asked for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""One run from request to record, shared by every door: prepare (small downloads, all checks), then execute (the work).
+"""One run from request to record, shared by every door: prepare, then execute.
 
-Everything that can be refused is refused in ``prepare``, before the weights are downloaded.
+Everything that can be refused is refused in ``prepare`` (small downloads, all checks), before the weights are
+downloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from hubprune.verify import make_probe
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
 EVALUATION_SAMPLES = 64
 
-HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code", "proxies", "subfolder")
+HUB_KEYWORDS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "trust_remote_code",
+    "proxies",
+    "subfolder",
+)
 
 
 @dataclass
@@ -103,7 +112,8 @@ def prepare(
         progress: Whether to show progress bars.
 
     Raises:
-        ConfigError, CorpusError, UnsupportedModelError, AccessError, NotFoundError, OfflineError: The request is refused.
+        ConfigError, CorpusError, UnsupportedModelError, AccessError, NotFoundError, OfflineError: The request is
+        refused.
     """
     started = time.perf_counter()
     check_supported(model_config)
@@ -156,7 +166,9 @@ class _Reader:
             lengths = {"sequence_length": settings.get("sequence_length"), "num_samples": EVALUATION_SAMPLES}
             return {label: self._load(value, label, at_most=True, **lengths) for label, value in wanted.items()}, []
         if wanted != "auto":
-            raise ConfigError(f"evaluation is 'auto', None, or text by label ({{'medical': 'repo:config:test'}}), got {wanted!r}")
+            raise ConfigError(
+                f"evaluation is 'auto', None, or text by label ({{'medical': 'repo:config:test'}}), got {wanted!r}"
+            )
         found, warnings = {}, []
         for name, config in parsed.items():
             test = held_out(config, num_samples=EVALUATION_SAMPLES, token=self.token)

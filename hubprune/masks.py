@@ -1,7 +1,7 @@
 """Scores and a pattern to keep masks with exact counts. Pure: tensors in, tensors out.
 
-Published implementations prune by a threshold and remove one weight too many, or as many more as there are ties. Here the count
-is exact: ties go by position, the first ones are removed.
+Published implementations prune by a threshold and remove one weight too many, or as many more as there are ties. Here
+the count is exact: ties go by position, the first ones are removed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def block_counts(rows: int, columns: int, block_size: int, sparsity: float) -> list[int]:
-    """Removed counts of the blocks of ``block_size`` columns of a ``(rows, columns)`` matrix; they add up to its exact count."""
+    """Split the removed count of a ``(rows, columns)`` matrix over its blocks of ``block_size`` columns, exactly."""
     widths = [min(block_size, columns - start) for start in range(0, columns, block_size)]
     return _shares([rows * width for width in widths], sparsity)
 

@@ -57,18 +57,19 @@ class PrunerMixin:
         Args:
             pretrained_model_name_or_path: Repository on the Hub, or a local folder.
             model_args: Passed on to transformers.
-            pruning_config: What to prune and how; or give its fields as keywords (``method="d-pruner"``, ``sparsity=0.5``,
-                ``pattern="2:4"``, ...).
-            general: General text: a preset (``"general"``), a data set ``"repo[@revision][:config[:split]]"``, several joined
-                with ``+``, a local file, a ``CorpusConfig``, a list of strings, or token ids ``(n, T)``.
+            pruning_config: What to prune and how; or give its fields as keywords (``method="d-pruner"``,
+                ``sparsity=0.5``, ``pattern="2:4"``, ...).
+            general: General text: a preset (``"general"``), a data set ``"repo[@revision][:config[:split]]"``,
+                several joined with ``+``, a local file, a ``CorpusConfig``, a list of strings, or token ids
+                ``(n, T)``.
             domain: Text of the domain, likewise (``"medical"``, ``"legal"``, ``"code"``, ``"math"``, ...).
-            evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by label, or
-                None.
+            evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by
+                label, or None.
             tokenizer: Tokenizer, where it is not the base's.
             progress: Whether to show progress bars.
-            kwargs: ``num_samples``, ``sequence_length`` (tokens), ``packing`` and ``streaming`` of the corpora; fields of the
-                pruning config; everything else goes to transformers (``dtype``, ``device_map``, ``revision``, ``token``,
-                ``trust_remote_code``, ``cache_dir``, ...).
+            kwargs: ``num_samples``, ``sequence_length`` (tokens), ``packing`` and ``streaming`` of the corpora;
+                fields of the pruning config; everything else goes to transformers (``dtype``, ``device_map``,
+                ``revision``, ``token``, ``trust_remote_code``, ``cache_dir``, ...).
 
         Returns:
             The model, with ``tokenizer`` and ``hubprune_report``.
@@ -82,13 +83,17 @@ class PrunerMixin:
         base = os.fspath(pretrained_model_name_or_path)
         asked, settings, kwargs = _sort_keywords(kwargs)
         config = _merge_config(pruning_config, asked)
-        corpora = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
+        corpora = {
+            name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None
+        }
         token = kwargs.get("token")
         repo = hub.resolve_model(base, revision=kwargs.pop("revision", None), token=token)
         model_config = flow.load_config(base, repo, kwargs)
         if getattr(model_config, "hubprune", None):
             if pruning_config or asked or corpora:
-                logger.warning("%s was already pruned (%s); it is loaded as it is.", base, model_config.hubprune["pattern"])
+                logger.warning(
+                    "%s was already pruned (%s); it is loaded as it is.", base, model_config.hubprune["pattern"]
+                )
             return cls._reopen(base, repo, model_args, kwargs, tokenizer)
         plan = flow.prepare(
             base,
@@ -137,7 +142,9 @@ class PrunerMixin:
         if self.hubprune_report is not None:
             publish.write_record(save_directory, self.hubprune_report, self.tokenizer)
         if push:
-            self.push_to_hub(publishing.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **publishing)
+            self.push_to_hub(
+                publishing.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **publishing
+            )
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Verify the model and publish it with its tokenizer, report and card, as one commit.
@@ -154,8 +161,8 @@ class PrunerMixin:
         """
         if self.hubprune_report is None:
             raise UsageError(
-                f"{type(self).__name__} carries no pruning report: prune it with from_pretrained, or hand the report of "
-                "hubprune.prune to hubprune.publish(model, repo_id, report=...)"
+                f"{type(self).__name__} carries no pruning report: prune it with from_pretrained, or hand the report "
+                "of hubprune.prune to hubprune.publish(model, repo_id, report=...)"
             )
         return publish.publish(
             self, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), report=self.hubprune_report, **kwargs
@@ -163,13 +170,16 @@ class PrunerMixin:
 
 
 class AutoPrunedModelForCausalLM(PrunerMixin):
-    """Prunes any decoder language model that ``AutoModelForCausalLM`` loads; returns an instance of the model's own class.
+    """Prunes any decoder language model that ``AutoModelForCausalLM`` loads.
 
-    The instance is also a ``PrunerMixin``, and its config still names the plain class, so that it loads anywhere.
+    What it returns is an instance of the model's own class. It is also a ``PrunerMixin``,
+    and its config still names the plain class, so that it loads anywhere.
     """
 
     def __init__(self) -> None:
-        raise UsageError("AutoPrunedModelForCausalLM is not built by itself: use AutoPrunedModelForCausalLM.from_pretrained(...)")
+        raise UsageError(
+            "AutoPrunedModelForCausalLM is not built by itself: use AutoPrunedModelForCausalLM.from_pretrained(...)"
+        )
 
     @classmethod
     def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
@@ -180,7 +190,7 @@ class AutoPrunedModelForCausalLM(PrunerMixin):
 
 @functools.cache
 def with_pruner(kind: type[PreTrainedModel]) -> type:
-    """Return a model class with ``PrunerMixin`` in front, under the same name, so that saved configs name the plain class."""
+    """Put ``PrunerMixin`` in front of a model class, under the same name: saved configs name the plain class."""
     if issubclass(kind, PrunerMixin):
         return kind
     return type(kind.__name__, (PrunerMixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})

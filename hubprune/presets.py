@@ -22,7 +22,7 @@ class Method:
         criterion: Module and class of the criterion, ``module:Class`` inside ``hubprune.criteria``.
         scope: Default scope of an unstructured run.
         application: Default of what is done to the weights.
-        corpora: Names of the corpora that the method cannot do without. ``("any",)`` asks for at least one of any name.
+        corpora: Corpora that the method cannot do without. ``("any",)`` asks for at least one of any name.
         title: The method's name in prose.
         summary: One sentence.
         arxiv: Identifier of the paper, empty when there is none.
@@ -142,7 +142,8 @@ class SourceRow:
 
 
 # Task-formatted text, prompt + answer + a sentence that explains the answer, is what D-Pruner calibrates on
-# (arXiv:2405.06275, section 4). The mixes follow its 600 : 400 and 500 : 500 proportions as far as the sets are public.
+# (arXiv:2405.06275, section 4). The mixes follow its 600 : 400 and 500 : 500 proportions as far as the sets are
+# public.
 CORPORA: dict[str, tuple[SourceRow, ...]] = {
     "general": (
         SourceRow("Salesforce/wikitext:wikitext-2-raw-v1:validation"),
@@ -170,5 +171,8 @@ CORPORA: dict[str, tuple[SourceRow, ...]] = {
 
 # The text of these data sets is made from several columns, so naming one alone is enough.
 TEMPLATES: dict[str, str] = {
-    row.dataset.partition(":")[0]: row.template for rows in CORPORA.values() for row in rows if row.template is not None
+    row.dataset.partition(":")[0]: row.template
+    for rows in CORPORA.values()
+    for row in rows
+    if row.template is not None
 }

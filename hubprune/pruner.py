@@ -1,8 +1,9 @@
 """The loop: statistics in, scores, masks, weights out. Block by block, through the engine's two sweeps.
 
-Two strategies. A criterion that needs gradients, or whose weights compete across the whole model, is scored on the dense model:
-one forward sweep, one backward sweep. Every other criterion goes through the blocks in order, so that each block is scored on
-inputs that come from blocks already pruned (as Wanda and SparseGPT do). Repairing the remaining weights always runs in order.
+Two strategies. A criterion that needs gradients, or whose weights compete across the whole model, is scored on the
+dense model: one forward sweep, one backward sweep. Every other criterion goes through the blocks in order, so that
+each block is scored on inputs that come from blocks already pruned (as Wanda and SparseGPT do). Repairing the
+remaining weights always runs in order.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ def _as_corpus(name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedMo
     if isinstance(value, torch.Tensor):
         return corpus_from_tokens(value, name)
     if tokenizer is None:
-        raise ConfigError(f"the {name} corpus is text, and text needs a tokenizer, got None: give it, or give token ids (n, T)")
+        raise ConfigError(
+            f"the {name} corpus is text, and text needs a tokenizer, got None: give it, or give token ids (n, T)"
+        )
     return load_corpus(value, tokenizer, name=name, max_length=max_length(model.config), progress=progress)
 
 
@@ -129,7 +132,9 @@ def _check_corpora(criterion: Criterion, names: tuple[str, ...], *, compensates:
     missing = [name for name in required if (not names if name == "all" else name not in names)]
     if missing:
         wanted = "at least one corpus" if missing == ["all"] else "the corpora " + ", ".join(missing)
-        raise ConfigError(f"{type(criterion).__name__} needs {wanted}, got {', '.join(names) or 'none'}: add them to corpora")
+        raise ConfigError(
+            f"{type(criterion).__name__} needs {wanted}, got {', '.join(names) or 'none'}: add them to corpora"
+        )
 
 
 def _check_token_ids(corpora: Mapping[str, Corpus], model: PreTrainedModel) -> None:
@@ -227,7 +232,9 @@ class _Run:
 
         self._forward_sweep("repair" if scored else "prune", streams, needs, visit, rerun=True)
 
-    def _forward_sweep(self, stage: str, streams: Streams, needs: Sequence[Need], visit: Visit, *, rerun: bool) -> None:
+    def _forward_sweep(
+        self, stage: str, streams: Streams, needs: Sequence[Need], visit: Visit, *, rerun: bool
+    ) -> None:
         """Run the blocks in order and show each one's inputs.
 
         Args:
@@ -241,7 +248,9 @@ class _Run:
         with self._stage(stage, count):
             for index in range(count):
                 evidence = Evidence(self.criterion, self.config.damping, needs)
-                outputs = {name: self._observe(index, batches, evidence.sinks(name)) for name, batches in streams.items()}
+                outputs = {
+                    name: self._observe(index, batches, evidence.sinks(name)) for name, batches in streams.items()
+                }
                 visit(index, evidence)
                 changed = rerun and index + 1 < count
                 for name, batches in streams.items():
@@ -260,7 +269,7 @@ class _Run:
             return [self.replay.forward(index, batch) for batch in batches]
 
     def _backward_sweep(self, streams: Streams, boundaries: Mapping[str, list[list[torch.Tensor]]]) -> None:
-        """Push the loss gradient down, block by block, and decide on each block's weights once its gradients are known.
+        """Push the loss gradient down and decide on each block's weights once its gradients are known.
 
         Args:
             streams: Batches of one sequence each, at the last boundary.
@@ -331,7 +340,9 @@ class _Run:
         weight = matrix.view().float()
         scores = self.criterion.scores(weight, summary, gradient)
         if not bool(torch.isfinite(scores).all()):
-            raise NumericalError(f"scores must be finite, and those of {matrix.name} are not: load the model in float32")
+            raise NumericalError(
+                f"scores must be finite, and those of {matrix.name} are not: load the model in float32"
+            )
         # An expert that no token was routed to: nothing is known of its inputs and nothing flowed back to it.
         blind = summary is not None and gradient is None and _constant(summary)
         if blind or _constant(scores):
@@ -346,7 +357,9 @@ class _Run:
     def _record(self, matrix: Matrix, keep: torch.Tensor, damping: float | None) -> None:
         view = matrix.view()
         if not bool(torch.isfinite(view).all()):
-            raise NumericalError(f"repaired weights must be finite, and {matrix.name} is not: use damping above {damping}")
+            raise NumericalError(
+                f"repaired weights must be finite, and {matrix.name} is not: use damping above {damping}"
+            )
         pruned, zeros = int((~keep).sum()), int((view == 0).sum())
         self.facts[matrix] = MatrixFacts(matrix.name, matrix.block, matrix.kind, matrix.shape, pruned, zeros, damping)
 
@@ -356,9 +369,12 @@ class _Run:
         return tuple(name for name in self.corpora if name in wanted or "all" in wanted)
 
     def _open(self, corpora: Iterable[str], *, singly: Sequence[str]) -> dict[str, list[Batch]]:
-        """Embed the corpora that are needed; those in ``singly`` one sequence at a time, for gradients per sequence."""
+        """Embed the corpora that are needed; those in ``singly`` one by one, for gradients per sequence."""
         return {
-            name: [self.replay.open(ids) for ids in self.corpora[name].batches(1 if name in singly else self.config.batch_size)]
+            name: [
+                self.replay.open(ids)
+                for ids in self.corpora[name].batches(1 if name in singly else self.config.batch_size)
+            ]
             for name in self._names({*corpora, *singly})
         }
 

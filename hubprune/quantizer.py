@@ -1,8 +1,8 @@
-"""The idiomatic fourth door: ``AutoModelForCausalLM.from_pretrained(base, quantization_config=PruneOnLoadConfig(...))``.
+"""The door inside transformers: ``AutoModelForCausalLM.from_pretrained(base, quantization_config=...)``.
 
-transformers lets third parties act on a model at the end of ``from_pretrained`` through its quantizer interface. Nothing is
-quantised here: the weights are pruned in place, and the config that asked for it is taken off again, so that what is returned
-and saved is a plain dense model with zeros in it.
+transformers lets third parties act on a model at the end of ``from_pretrained`` through its quantizer interface.
+Nothing is quantised here: the weights are pruned in place, and the config that asked for it is taken off again, so
+that what is returned and saved is a plain dense model with zeros in it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class PruneOnLoad(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         if self.pre_quantized:
-            raise ConfigError("a saved model asks to be pruned on loading: remove quantization_config from its config.json")
+            raise ConfigError(
+                "a saved model asks to be pruned on loading: remove quantization_config from its config.json"
+            )
         request = self.quantization_config
         self.remove_quantization_config(model)
         base = model.config.name_or_path

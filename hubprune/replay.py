@@ -1,14 +1,15 @@
 """The engine: a model run one decoder block at a time over stored activations, forwards and backwards.
 
-A whole-model backward pass keeps weights, gradients and scores of every layer at once. Here each block is run by itself: the
-*forward sweep* stores the activations at the block boundaries and shows what flows into the matrices; the *backward sweep*
-starts from the gradient of the loss at the last boundary, recomputes one block at a time with gradients on, and pushes the
-boundary gradient down. Both give exactly what the whole model would give.
+A whole-model backward pass keeps weights, gradients and scores of every layer at once. Here each block is run by
+itself: the *forward sweep* stores the activations at the block boundaries and shows what flows into the matrices; the
+*backward sweep* starts from the gradient of the loss at the last boundary, recomputes one block at a time with
+gradients on, and pushes the boundary gradient down. Both give exactly what the whole model would give.
 
 No code here knows a model family. Recorders take the place of the blocks, and the model's own forward is run once: the
-recorders see the embedded input and every block's own arguments (masks, rotary embeddings, ...), and hand the hidden states on
-in the form in which the block itself returns them. For the head, the last recorder hands over a stored boundary instead, so
-that the final norm, the head, soft-capping and the loss are the model's own. This is the only module that registers hooks.
+recorders see the embedded input and every block's own arguments (masks, rotary embeddings, ...), and hand the hidden
+states on in the form in which the block itself returns them. For the head, the last recorder hands over a stored
+boundary instead, so that the final norm, the head, soft-capping and the loss are the model's own. This is the only
+module that registers hooks.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class _Recorder(nn.Module):
 
     def __init__(self, block: nn.Module, as_tuple: bool, answer: torch.Tensor | None = None) -> None:
         super().__init__()
-        object.__setattr__(self, "block", block)  # kept out of the module tree: attributes pass through, weights do not
+        # Kept out of the module tree: attributes pass through, weights do not.
+        object.__setattr__(self, "block", block)
         self.as_tuple = as_tuple
         self.answer = answer
         self.hidden: torch.Tensor | None = None
@@ -107,7 +109,8 @@ class Replay:
         missing = [name for name, p in model.named_parameters() if p.is_meta]
         if missing:
             raise UnsupportedModelError(
-                f"pruning needs the weights in memory, and {missing[0]} is offloaded: load the model without disk offload"
+                f"pruning needs the weights in memory, and {missing[0]} is offloaded: load the model without "
+                "disk offload"
             )
         self.model = model
         self.prefix, self.blocks = find_blocks(model)
@@ -165,8 +168,8 @@ class Replay:
             token_ids: ``(b, T)``.
 
         Returns:
-            A batch in front of block 0. Sequences carry no padding, so batches of one shape share their arguments; they
-            are compared, and kept apart should a model make them differ.
+            A batch in front of block 0. Sequences carry no padding, so batches of one shape share their arguments;
+            they are compared, and kept apart should a model make them differ.
         """
         token_ids = token_ids.to(self.model.device)
         self._learn_form(token_ids)
@@ -174,7 +177,9 @@ class Replay:
             self.model.base_model(input_ids=token_ids, use_cache=False)
         calls = [recorder.call for recorder in recorders if recorder.call is not None]
         shared = self._calls.setdefault(tuple(token_ids.shape), calls)
-        if shared is not calls and all(_same((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(shared, calls, strict=True)):
+        if shared is not calls and all(
+            _same((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(shared, calls, strict=True)
+        ):
             calls = shared
         hidden = recorders[0].hidden
         assert hidden is not None  # the model has run, so its first block was called
@@ -201,8 +206,8 @@ class Replay:
             output = self._run(index, batch.calls[index], batch.hidden.to(self._device(index)))
         if not bool(torch.isfinite(output).all()):
             raise NumericalError(
-                f"activations must be finite, and {self.prefix}.{index} gives NaN or infinity on the calibration text: "
-                "load the model in bfloat16 or float32 (dtype=...)"
+                f"activations must be finite, and {self.prefix}.{index} gives NaN or infinity on the calibration "
+                "text: load the model in bfloat16 or float32 (dtype=...)"
             )
         return output.cpu()
 
@@ -213,8 +218,8 @@ class Replay:
         Args:
             index: The block.
             matrices: Matrices of this block.
-            sink: Called with the matrices that read the same input, and the input ``(tokens, d_in)``. An expert sees the
-                tokens routed to it.
+            sink: Called with the matrices that read the same input, and the input ``(tokens, d_in)``. An expert sees
+                the tokens routed to it.
         """
         watcher = _InputWatcher(matrices, sink)
         handles = [module.register_forward_pre_hook(watcher) for module in watcher.modules()]
@@ -242,7 +247,9 @@ class Replay:
         with torch.enable_grad(), self._recorders(answer=leaf):
             loss = self.model(input_ids=batch.token_ids, labels=batch.token_ids, use_cache=False).loss
         if not bool(torch.isfinite(loss)):
-            raise NumericalError(f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32")
+            raise NumericalError(
+                f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32"
+            )
         (gradient,) = torch.autograd.grad(loss * self.scale, leaf)
         return float(loss.detach()), gradient.cpu()
 
@@ -252,7 +259,13 @@ class Replay:
         return FLOAT16_SCALE if self.model.dtype == torch.float16 else 1.0
 
     def backward(
-        self, index: int, call: Call, boundary: torch.Tensor, gradient: torch.Tensor, matrices: Sequence[Matrix], sink: GradientSink
+        self,
+        index: int,
+        call: Call,
+        boundary: torch.Tensor,
+        gradient: torch.Tensor,
+        matrices: Sequence[Matrix],
+        sink: GradientSink,
     ) -> torch.Tensor:
         """Recompute one block with gradients on and push the gradient through it.
 
@@ -289,8 +302,9 @@ class Replay:
 class _InputWatcher:
     """A forward pre-hook that tells a sink what flows into matrices.
 
-    Projections that read the same tensor (query, key and value; gate and up) are reported together, so that their statistics
-    are computed once. The tensor is held until another one arrives, so identity of the object means identity of the input.
+    Projections that read the same tensor (query, key and value; gate and up) are reported together, so that their
+    statistics are computed once. The tensor is held until another one arrives, so identity of the object means
+    identity of the input.
     """
 
     def __init__(self, matrices: Sequence[Matrix], sink: InputSink) -> None:
@@ -338,7 +352,7 @@ class _InputWatcher:
 
 
 def _expert_hidden(module: Any, expert: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Compute what flows into one expert's down projection, ``(tokens, intermediate)``, with the module's own activation."""
+    """Compute what flows into one expert's down projection, ``(tokens, intermediate)``, as the module itself does."""
     gated = hasattr(module, "gate_up_proj")
     weight = (module.gate_up_proj if gated else module.up_proj)[expert]
     biases = getattr(module, "gate_up_proj_bias" if gated else "up_proj_bias", None)

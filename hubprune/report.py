@@ -1,8 +1,8 @@
-"""The one record of a run. Everything shown to anybody (table, card, Space) is read from here; nothing is computed there.
+"""The one record of a run. All that is shown to anybody (table, card, Space) is read from here, nothing computed.
 
 Fields are grouped by who fills them: the base model (``hub``), the corpora (``calibration``), the matrices and totals
-(``pruner``), perplexities (``evaluation``), the stamp (``verify``). Saved as JSON beside the weights; a short summary goes
-into ``config.hubprune``.
+(``pruner``), perplexities (``evaluation``), the stamp (``verify``). Saved as JSON beside the weights; a short summary
+goes into ``config.hubprune``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class BaseFacts:
         dtype: Weight type, such as ``bfloat16``.
         trust_remote_code: Whether the user let the repository's own code run.
         gated: Whether the Hub asks for consent before a download.
-        card: Metadata of the base's model card that the new card carries over (licence, languages, tags, pipeline tag).
+        card: Metadata of the base's model card that the new card carries over (licence, languages, tags, pipeline
+            tag).
     """
 
     model_id: str = ""
@@ -320,7 +321,9 @@ class PruningReport:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UsageError(f"{folder} holds no {REPORT_NAME}: give the folder of a model pruned by hubprune") from None
+            raise UsageError(
+                f"{folder} holds no {REPORT_NAME}: give the folder of a model pruned by hubprune"
+            ) from None
         except ValueError as error:
             raise UsageError(f"{path} is not valid JSON ({error}): restore it or prune again") from None
         return cls.from_dict(data)
@@ -344,7 +347,9 @@ def write_text(path: Path, text: str) -> Path:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path} ({error.strerror}): give a folder that is writable and has room") from error
+        raise OutputError(
+            f"cannot write {path} ({error.strerror}): give a folder that is writable and has room"
+        ) from error
     return path
 
 

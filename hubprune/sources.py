@@ -1,7 +1,7 @@
 """Where text comes from: a source is checked, and its rows become documents.
 
-A row becomes text in one of four ways, the first that applies: the template that was given, the column that was named, a
-conversation put through the tokenizer's chat template, or the text column found by its name.
+A row becomes text in one of four ways, the first that applies: the template that was given, the column that was
+named, a conversation put through the tokenizer's chat template, or the text column found by its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ TEXT_COLUMNS = ("text", "content", "sentence", "document", "article", "passage",
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 # What data sets in the format of ShareGPT call the speakers.
 CHAT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-# Texts of fewer words, such as headings and one-word answers, recur everywhere: that two data sets share one says nothing.
+# Texts of fewer words, such as headings and one-word answers, recur everywhere: that two data sets share one says
+# nothing.
 TELLING_WORDS = 5
 
 
@@ -104,7 +105,9 @@ def resolve_source(
     split = source.split or (splits[0] if len(splits) == 1 else "train")
     if split not in splits:
         spec = f"{name}:{config}:{splits[0]}"
-        raise CorpusError(f"{name} ({config}) has no split {split!r}: pick one, as in '{spec}'; it has {', '.join(splits)}")
+        raise CorpusError(
+            f"{name} ({config}) has no split {split!r}: pick one, as in '{spec}'; it has {', '.join(splits)}"
+        )
     return replace(source, config=config, split=split), repo.commit
 
 
@@ -115,7 +118,9 @@ def _check_file(source: SourceConfig, path: Path) -> None:
     if hub.data_suffix(path) not in hub.READERS:
         raise CorpusError(f"a file of text ends in {', '.join(hub.READERS)}, or in one of these and .gz, got {path}")
     if source.config or source.revision or source.split not in (None, "train"):
-        raise CorpusError(f"{path} is a file, and a file has no configurations, splits and revisions: give the path alone")
+        raise CorpusError(
+            f"{path} is a file, and a file has no configurations, splits and revisions: give the path alone"
+        )
 
 
 def documents(
@@ -176,8 +181,8 @@ def _text_column(row: Row, name: str) -> str:
     if len(strings) == 1:
         return strings[0]
     raise CorpusError(
-        f"{name} has no column that is known to hold text ({', '.join(TEXT_COLUMNS)}): give text_column, or a template such "
-        f"as '{{{strings[0] if strings else next(iter(row), 'column')}}}'; its columns are {', '.join(row)}"
+        f"{name} has no column that is known to hold text ({', '.join(TEXT_COLUMNS)}): give text_column, or a "
+        f"template such as '{{{strings[0] if strings else next(iter(row), 'column')}}}'; its columns are {', '.join(row)}"
     )
 
 
@@ -198,7 +203,9 @@ def _chat(turns: Any, tokenizer: Any, name: str) -> Document | None:
     for turn in turns:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role is None or content is None:
-            raise CorpusError(f"a turn of a conversation has a role and a content, {name} has one with {', '.join(turn)}")
+            raise CorpusError(
+                f"a turn of a conversation has a role and a content, {name} has one with {', '.join(turn)}"
+            )
         messages.append({"role": CHAT_ROLES.get(role, role), "content": content})
     try:
         return Document(tokenizer.apply_chat_template(messages, tokenize=False), bare=False)
@@ -236,7 +243,9 @@ def parse_template(text: str) -> Template:
     """
     parts, end = _parse(text, 0, inside=False)
     if end < len(text):
-        raise CorpusError(f"template {text!r} closes a brace that was not opened (character {end + 1}): write '}}}}' for '}}'")
+        raise CorpusError(
+            f"template {text!r} closes a brace that was not opened (character {end + 1}): write '}}}}' for '}}'"
+        )
     if not any(isinstance(part, Field) for part in parts):
         raise CorpusError(f"a template names at least one column in braces, such as '{{text}}', got {text!r}")
     return parts

@@ -1,7 +1,8 @@
 """The vocabulary of sparsity: how much is removed and in which pattern.
 
 A *sparsity* is the fraction removed of the targeted weights. A *pattern* says which weights compete with one another:
-``Unstructured`` inside a scope, ``NM`` inside groups of consecutive input columns. A *keep* mask is boolean, True = keep.
+``Unstructured`` inside a scope, ``NM`` inside groups of consecutive input columns. A *keep* mask is boolean, True =
+keep.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Unstructured:
     def __post_init__(self) -> None:
         problems = []
         if not 0.0 <= self.sparsity < 1.0:
-            problems.append(f"sparsity must be at least 0 and below 1, got {self.sparsity}: it is the fraction removed")
+            problems.append(
+                f"sparsity must be at least 0 and below 1, got {self.sparsity}: it is the fraction removed"
+            )
         if self.scope not in SCOPES:
             problems.append(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
         if problems:
@@ -50,7 +53,7 @@ class Unstructured:
 class NM:
     """N:M sparsity: of every ``group`` consecutive input columns of a row, ``keep`` weights stay.
 
-    N is the number *kept*, as in hardware documentation ("2:4"); the code of Wanda and SparseGPT counts the pruned ones.
+    N is the number *kept*, as in hardware documentation ("2:4"); Wanda's and SparseGPT's code counts the pruned.
 
     Attributes:
         keep: Weights kept in each group, N.
@@ -91,5 +94,7 @@ def parse_pattern(text: str) -> NM:
     """
     match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text))
     if match is None:
-        raise ConfigError(f"a pattern is written 'N:M', N weights kept of every M, got {text!r}: use for instance '2:4'")
+        raise ConfigError(
+            f"a pattern is written 'N:M', N weights kept of every M, got {text!r}: use for instance '2:4'"
+        )
     return NM(keep=int(match[1]), group=int(match[2]))

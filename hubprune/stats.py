@@ -121,6 +121,6 @@ def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tenso
             if failed.item() == 0 and bool(torch.isfinite(upper).all()):
                 return upper, used
     raise NumericalError(
-        f"the Hessian of the inputs must be positive definite, and it could not be factorised with damping up to {used:g}: "
-        "give more calibration text (num_samples) or a larger damping"
+        f"the Hessian of the inputs must be positive definite, and it could not be factorised with damping up to "
+        f"{used:g}: give more calibration text (num_samples) or a larger damping"
     )

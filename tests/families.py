@@ -1,4 +1,4 @@
-"""Tiny random models of every decoder family the engine is held to; widths are multiples of 8, so that 2:4 fits all."""
+"""Tiny random models of every decoder family the engine is held to; 2:4 fits all their widths."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def problem(rows=6, columns=16, seed=0):
 
 
 def slow_sweep(weight, hessian, choose):
-    """Optimal brain surgery from left to right; ``choose(weights, column, inverse_diagonals)`` gives a column's keep."""
+    """Optimal brain surgery from left to right; ``choose(weights, column, inverse_diagonals)`` says what stays."""
     w = weight.clone()
     h = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     diagonals = torch.stack([torch.linalg.inv(h[j:, j:])[0, 0] for j in range(len(h))])

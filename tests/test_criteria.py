@@ -18,7 +18,7 @@ GENERAL, DOMAIN = token_ids(14, 48, seed=1), token_ids(12, 40, seed=2)
 DAMPING = 0.01
 
 
-# -- the references: double precision, one weight at a time ---------------------------------------------------------------
+# -- the references: double precision, one weight at a time -----------------------------------------------------------
 
 
 def inputs_of(model, ids):
@@ -244,7 +244,14 @@ def test_general_weight_changes_the_mask_and_the_scale_of_the_loss_does_not():
         criterion = load_criterion(PruningConfig(options=options))
         original = criterion.contribution
         criterion.contribution = lambda w, g, s: original(w, g * scale, s)
-        pruner.prune(model, None, PruningConfig(scope="matrix"), {"general": GENERAL, "domain": DOMAIN}, criterion=criterion, progress=False)
+        pruner.prune(
+            model,
+            None,
+            PruningConfig(scope="matrix"),
+            {"general": GENERAL, "domain": DOMAIN},
+            criterion=criterion,
+            progress=False,
+        )
         return [m.view() != 0 for m in find_matrices(model)]
 
     base = masks({})
@@ -266,7 +273,9 @@ def test_a_criterion_of_ones_own():
 
     model = build("llama")
     dense = {m.name: m.view().clone() for m in find_matrices(model)}
-    report = pruner.prune(model, None, PruningConfig(sparsity=0.25), {"domain": DOMAIN}, criterion=Smallest(), progress=False)
+    report = pruner.prune(
+        model, None, PruningConfig(sparsity=0.25), {"domain": DOMAIN}, criterion=Smallest(), progress=False
+    )
     assert report.method == "Smallest"
     for m in find_matrices(model):
         gone = m.view() == 0

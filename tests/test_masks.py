@@ -68,7 +68,9 @@ def test_one_of_four_keeps_one():
 def test_model_scope_counts_over_all_matrices(shapes, sparsity, ties):
     scores = {i: scores_of(shape, i, ties) for i, shape in enumerate(shapes)}
     keep = keep_masks_of_model(scores, Unstructured(sparsity, "model"))
-    assert sum(int((~k).sum()) for k in keep.values()) == removed_count(sum(s.numel() for s in scores.values()), sparsity)
+    assert sum(int((~k).sum()) for k in keep.values()) == removed_count(
+        sum(s.numel() for s in scores.values()), sparsity
+    )
     dropped = [scores[i][~k].max() for i, k in keep.items() if (~k).any()]
     kept = [scores[i][k].min() for i, k in keep.items() if k.any()]
     assert not dropped or not kept or max(dropped) <= min(kept)
@@ -79,6 +81,8 @@ def test_block_counts_add_up(rows, columns, block, sparsity):
     assert sum(block_counts(rows, columns, block, sparsity)) == removed_count(rows * columns, sparsity)
 
 
-@pytest.mark.parametrize(("numel", "sparsity", "count"), [(10, 0.5, 5), (5, 0.5, 3), (172 * 64, 0.6, 6605), (7, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("numel", "sparsity", "count"), [(10, 0.5, 5), (5, 0.5, 3), (172 * 64, 0.6, 6605), (7, 0.0, 0)]
+)
 def test_removed_count_is_the_nearest(numel, sparsity, count):
     assert removed_count(numel, sparsity) == count

@@ -167,7 +167,9 @@ class TestRefused:
         self.refused(ConfigError, "divisible by 5, and q_proj has 32", pattern="2:5")
 
     def test_unknown_target(self):
-        self.refused(ConfigError, r"targets pattern 'q_porj' matches no linear map.*did you mean 'q_proj'", targets=("q_porj",))
+        self.refused(
+            ConfigError, r"targets pattern 'q_porj' matches no linear map.*did you mean 'q_proj'", targets=("q_porj",)
+        )
         self.refused(ConfigError, "ignore pattern 're:.*lm_head'", ignore=("re:.*lm_head",))
         self.refused(ConfigError, "leaves nothing to prune", ignore=("re:.*",))
 

@@ -61,12 +61,14 @@ def test_last_boundary_leads_to_the_models_own_loss_in_batches(family):
 
 @EVERY_FAMILY
 def test_inputs_shown_reproduce_each_matrix_output(family):
-    """Every token that reaches a matrix is shown once: inputs of a Linear are checked against a hook of the test's own."""
+    """Every token that reaches a matrix is shown once, checked against a hook of the test's own."""
     model, ids = build(family), token_ids(2, 10)
     matrices = find_matrices(model)
     reference = {}
     handles = [
-        m.module.register_forward_hook(lambda _m, args, _o, m=m: reference.__setitem__(m, args[0].reshape(-1, m.shape[1])))
+        m.module.register_forward_hook(
+            lambda _m, args, _o, m=m: reference.__setitem__(m, args[0].reshape(-1, m.shape[1]))
+        )
         for m in matrices
         if m.expert is None
     ]
@@ -119,7 +121,9 @@ def test_projections_that_read_one_tensor_are_shown_together():
     readers = []
     with Replay(model) as replay:
         batch = replay.open(token_ids(1, 8))
-        with replay.inputs(0, [m for m in find_matrices(model) if m.block == 0], lambda ms, _x: readers.append([m.kind for m in ms])):
+        with replay.inputs(
+            0, [m for m in find_matrices(model) if m.block == 0], lambda ms, _x: readers.append([m.kind for m in ms])
+        ):
             replay.forward(0, batch)
     assert readers == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 
@@ -143,7 +147,7 @@ def test_model_is_left_as_it_was():
 
 
 def test_float16_gradients_do_not_underflow():
-    """The sweep scales the loss inside and hands out unscaled float32: float16 agrees with float32 to float16 accuracy."""
+    """The sweep scales the loss inside and hands out unscaled float32: float16 agrees to its accuracy."""
     found = {}
     for dtype in (torch.float32, torch.float16):
         model, ids = build("llama", dtype), token_ids(1, 16)

@@ -31,7 +31,9 @@ class CrossCalibration(Criterion):
         """Combine the two Hessians, each ``(d_in, d_in)``."""
         return torch.lerp(hessians["general"], hessians["domain"], self.domain_ratio)
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix, ``(d_out, d_in)``."""
         assert summary is not None
         return weight.square() / summary

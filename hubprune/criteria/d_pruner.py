@@ -1,12 +1,13 @@
 """D-Pruner: dual pruning for a domain (arXiv:2405.06275, Findings of NAACL 2024).
 
-The paper adds to the domain loss a penalty on moving weights that matter for general text, and scores each weight by the
-second-order change of that loss when it is removed. G is the general importance, the error of removing a weight by optimal
-brain surgery on general text (equation 3 of the paper's general stage); g_n is the gradient of domain sequence n.
+The paper adds to the domain loss a penalty on moving weights that matter for general text, and scores each weight by
+the second-order change of that loss when it is removed. G is the general importance, the error of removing a weight by
+optimal brain surgery on general text (equation 3 of the paper's general stage); g_n is the gradient of domain
+sequence n.
 
-Three forms. ``paper`` is the literal score; its regulariser and its second-order term are orders of magnitude below the first,
-so it ranks almost as ``|g W|`` does. ``dual``, the default, is our reading of the idea: the two importances multiplied on
-comparable scales. ``additive`` is their sum.
+Three forms. ``paper`` is the literal score; its regulariser and its second-order term are orders of magnitude below
+the first, so it ranks almost as ``|g W|`` does. ``dual``, the default, is our reading of the idea: the two importances
+multiplied on comparable scales. ``additive`` is their sum.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ class DPruner(Criterion):
 
     * ``dual``: ``sum_n |g_n W| * (1 + lambda * G / mean(G))``
     * ``additive``: ``sum_n |g_n W| / mean + lambda * G / mean(G)``
-    * ``paper``: ``sum_n |g_n W (1 + lambda * G / mean(G) * F_n / mean(F_n)) - W^2 F_n / 2|``, with ``F_n = g_n^2``; lambda
-      absorbs the paper's ``2 lambda alpha^2``.
+    * ``paper``: ``sum_n |g_n W (1 + lambda * G / mean(G) * F_n / mean(F_n)) - W^2 F_n / 2|``, with ``F_n = g_n^2``;
+      lambda absorbs the paper's ``2 lambda alpha^2``.
 
     Args:
         general_weight: lambda; 0 leaves the general text out.
         form: ``dual``, ``additive`` or ``paper``.
-        terms: ``both``; ``no-general`` (lambda = 0); ``no-domain`` (G alone); ``general-only`` (the score of form, with the
-            general text in place of the domain's).
+        terms: ``both``; ``no-general`` (lambda = 0); ``no-domain`` (G alone); ``general-only`` (the score of form,
+            with the general text in place of the domain's).
     """
 
     summary = "inverse_hessian"
@@ -65,7 +66,9 @@ class DPruner(Criterion):
         refined = gradient * (1 + self._general(weight, summary) * _relative(fisher))
         return (refined * weight - 0.5 * weight.square() * fisher).abs()
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix, ``(d_out, d_in)``."""
         if self.no_domain:
             assert summary is not None

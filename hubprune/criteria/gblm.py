@@ -10,8 +10,8 @@ from hubprune.criterion import Criterion
 class GBLM(Criterion):
     """Scores ``|W| * norm(X) + b * |W| * sqrt(sum_n g_n^2)``, compared inside each output row, on the dense model.
 
-    norm(X) is taken per token and g_n is the gradient of sequence n's mean loss, so that neither depends on the amount of text
-    in a sequence.
+    norm(X) is taken per token and g_n is the gradient of sequence n's mean loss, so that neither depends on the
+    amount of text in a sequence.
 
     Args:
         gradient_weight: b.
@@ -27,7 +27,9 @@ class GBLM(Criterion):
         """Return the squared gradient of one sequence, ``(d_out, d_in)``."""
         return gradient.square()
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix, ``(d_out, d_in)``."""
         assert summary is not None
         assert gradient is not None

@@ -10,6 +10,8 @@ from hubprune.criterion import Criterion
 class Magnitude(Criterion):
     """Scores ``|W|``; needs no data."""
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix, ``(d_out, d_in)``."""
         return weight.abs()

@@ -19,7 +19,9 @@ class RIA(Criterion):
     def __init__(self, activation_power: float = 0.5) -> None:
         self.activation_power = activation_power
 
-    def scores(self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor:
+    def scores(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         """Score the weights of one matrix, ``(d_out, d_in)``; an all-zero row or column counts as importance zero."""
         assert summary is not None
         size = weight.abs()
