@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from hubprune.errors import ConfigError, NumericalError, UnsupportedModelError, did_you_mean
+from hubprune.report import BaseFacts
 from hubprune.sparsity import NM, Pattern
 
 EXPERT_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
@@ -257,10 +258,16 @@ def max_length(config: PretrainedConfig) -> int | None:
     return None
 
 
-def describe(model: PreTrainedModel) -> dict[str, str]:
-    """Return the facts about a model that a report records: model type, class and weight type."""
-    return {
-        "model_type": model.config.model_type,
-        "architecture": type(model).__name__,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-    }
+def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
+    """Return what a report records about a model: model type, class and weight type.
+
+    Args:
+        model: The model.
+        more: Further fields of ``BaseFacts``.
+    """
+    return BaseFacts(
+        model_type=model.config.model_type,
+        architecture=type(model).__name__,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        **more,
+    )

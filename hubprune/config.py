@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -27,13 +28,30 @@ ALIASES = {
 }
 
 
-def _check_known(cls: type, data: Mapping[str, Any]) -> None:
+def _in_our_words(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config under their own names; an unknown one, or one given under two names, is refused."""
     known = [f.name for f in fields(cls)]
-    problems = [
-        f"{cls.__name__} has no field {name!r}: {did_you_mean(name, known)}" for name in data if name not in known
-    ]
+    renamed: dict[str, Any] = {}
+    problems = []
+    for word, value in data.items():
+        name = ALIASES.get(word, word)
+        if name not in known:
+            problems.append(f"{cls.__name__} has no field {word!r}: {did_you_mean(word, known)}")
+        elif name in renamed:
+            problems.append(f"{word!r} is another word for a field that is given already: give {name!r} once")
+        renamed[name] = value
     if problems:
         raise ConfigError(problems)
+    return renamed
+
+
+def _count_problems(config: Any, smallest: Mapping[str, tuple[int, str]]) -> list[str]:
+    """What is wrong with the fields that count something, given the smallest number and the unit of each."""
+    return [
+        f"{name} must be a whole number, at least {least}{unit}, got {value!r}"
+        for name, (least, unit) in smallest.items()
+        if not (isinstance(value := getattr(config, name), int) and value >= least)
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,7 @@ class PruningConfig:
         if self.application is not None and self.application not in APPLICATIONS:
             problems.append(f"application must be one of {', '.join(APPLICATIONS)}, got {self.application!r}")
         if self.method not in METHODS:
-            return [*problems, f"unknown method {self.method!r}: {did_you_mean(self.method, METHODS)}"]
+            return [*problems, f"unknown method {self.method!r}: {did_you_mean(str(self.method), METHODS)}"]
         method = METHODS[self.method]
         for name, value in self.options.items():
             if name not in method.options:
@@ -120,24 +138,24 @@ class PruningConfig:
                 problems.append(f"method {self.method!r} has no option {name!r}: {known}")
             elif name in method.choices and value not in method.choices[name]:
                 problems.append(f"option {name} must be one of {', '.join(method.choices[name])}, got {value!r}")
-            elif name not in method.choices and not (isinstance(value, int | float) and value >= 0):
-                problems.append(f"option {name} must be a number of at least 0, got {value!r}")
-        if method.options.get("domain_ratio") is not None and float(self.options.get("domain_ratio", 0)) > 1:
-            problems.append(f"option domain_ratio must be between 0 and 1, got {self.options['domain_ratio']}")
+            elif name not in method.choices and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                problems.append(f"option {name} must be a finite number of at least 0, got {value!r}")
+            elif name == "domain_ratio" and value > 1:  # type: ignore[operator]
+                problems.append(f"option domain_ratio must be between 0 and 1, got {value}")
         return problems
 
     def _number_problems(self) -> list[str]:
-        problems = []
-        if self.block_size < 1:
-            problems.append(f"block_size must be at least 1 column, got {self.block_size}")
-        if not 0.0 < self.damping < 1.0:
+        problems = _count_problems(
+            self, {"block_size": (1, " column"), "batch_size": (1, " sequence"), "seed": (0, "")}
+        )
+        if not (isinstance(self.damping, int | float) and 0.0 < self.damping < 1.0):
             problems.append(
-                f"damping must be above 0 and below 1 (a fraction of the mean diagonal), got {self.damping}"
+                f"damping must be above 0 and below 1 (a fraction of the mean diagonal), got {self.damping!r}"
             )
-        if self.batch_size < 1:
-            problems.append(f"batch_size must be at least 1 sequence, got {self.batch_size}")
         for pattern in (*self.targets, *self.ignore):
-            if pattern.startswith("re:"):
+            if not isinstance(pattern, str):
+                problems.append(f"targets and ignore hold names of matrices, got {pattern!r}: write it in quotes")
+            elif pattern.startswith("re:"):
                 try:
                     re.compile(pattern[3:])
                 except re.error as error:
@@ -212,9 +230,7 @@ class PruningConfig:
         Raises:
             ConfigError: A field is unknown or breaks a rule.
         """
-        renamed = {ALIASES.get(name, name): value for name, value in data.items()}
-        _check_known(cls, renamed)
-        return cls(**renamed)
+        return cls(**_in_our_words(cls, data))
 
 
 @dataclass(frozen=True)
@@ -245,8 +261,8 @@ class SourceConfig:
             problems.append("a corpus source needs a data set or a file, got an empty name")
         if self.template is not None and self.text_column is not None:
             problems.append(f"give a template or a text column, got both: {self.template!r} and {self.text_column!r}")
-        if self.weight <= 0:
-            problems.append(f"the weight of {self.dataset!r} must be above 0, got {self.weight}")
+        if not (isinstance(self.weight, int | float) and 0 < self.weight < math.inf):
+            problems.append(f"the weight of {self.dataset!r} must be a number above 0, got {self.weight!r}")
         if problems:
             raise ConfigError(problems)
 
@@ -256,7 +272,7 @@ class CorpusConfig:
     """Text for calibration or evaluation, and how it is cut into token blocks.
 
     Attributes:
-        sources: Data sets or files; samples are shared out by their weights.
+        sources: Data sets or files, also as ``parse_source`` reads them; samples are shared out by their weights.
         texts: The text itself, instead of sources.
         num_samples: Sequences.
         sequence_length: Tokens in a sequence. None: 2,048 or the model's limit, whichever is smaller.
@@ -278,16 +294,14 @@ class CorpusConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sources = tuple(SourceConfig(**s) if isinstance(s, Mapping) else s for s in self.sources)
-        object.__setattr__(self, "sources", sources)
-        object.__setattr__(self, "texts", tuple(self.texts))
-        problems = []
+        sources = (self.sources,) if isinstance(self.sources, str | Mapping | SourceConfig) else self.sources
+        object.__setattr__(self, "sources", tuple(_source(given) for given in sources))
+        object.__setattr__(self, "texts", (self.texts,) if isinstance(self.texts, str) else tuple(self.texts))
+        problems = _count_problems(self, {"num_samples": (1, " sequence"), "seed": (0, "")})
         if bool(self.sources) == bool(self.texts):
             problems.append("a corpus needs either data sets or texts, got " + ("both" if self.texts else "neither"))
-        if self.num_samples < 1:
-            problems.append(f"num_samples must be at least 1 sequence, got {self.num_samples}")
-        if self.sequence_length is not None and self.sequence_length < 2:
-            problems.append(f"sequence_length must be at least 2 tokens, got {self.sequence_length}")
+        if self.sequence_length is not None:
+            problems += _count_problems(self, {"sequence_length": (2, " tokens")})
         if problems:
             raise ConfigError(problems)
 
@@ -302,9 +316,14 @@ class CorpusConfig:
         Raises:
             ConfigError: A field is unknown or breaks a rule.
         """
-        renamed = {ALIASES.get(name, name): value for name, value in data.items()}
-        _check_known(cls, renamed)
-        return cls(**renamed)
+        return cls(**_in_our_words(cls, data))
+
+
+def _source(given: SourceConfig | Mapping[str, Any] | str) -> SourceConfig:
+    """A source as the fields of ``SourceConfig``, or in the short form that ``parse_source`` reads."""
+    if isinstance(given, Mapping):
+        return SourceConfig(**{"dataset": "", **_in_our_words(SourceConfig, given)})
+    return parse_source(given) if isinstance(given, str) else given
 
 
 def parse_source(text: str, **settings: Any) -> SourceConfig:
@@ -339,7 +358,7 @@ def parse_corpus(
     if isinstance(value, CorpusConfig):
         return value
     if isinstance(value, Mapping):
-        return CorpusConfig.from_dict({**settings, **value})
+        return CorpusConfig.from_dict({**settings, **_in_our_words(CorpusConfig, value)})
     if isinstance(value, str) and value:
         if value in CORPORA:
             rows = CORPORA[value]

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from hubprune import hub
 from hubprune.architecture import check_supported, describe, max_length
-from hubprune.calibration import Corpus, held_out, load_corpus, refuse_overlap
+from hubprune.calibration import Corpus, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError
 from hubprune.evaluation import perplexity
 from hubprune.pruner import prune
-from hubprune.report import BaseFacts, PruningReport
+from hubprune.report import PruningReport
 from hubprune.verify import make_probe
 
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
@@ -129,7 +129,8 @@ def prepare(
         if isinstance(value, str | CorpusConfig | Mapping | list | tuple):
             parsed[name] = parse_corpus(value, **settings)
         loaded[name] = reader.calibration(name, parsed.get(name, value))
-    held, warnings = reader.evaluation(evaluation, parsed, settings)
+    used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
+    held, warnings = reader.evaluation(evaluation, parsed, settings, used)
     refuse_overlap(loaded.values(), held.values())
     trusted = bool(keywords.get("trust_remote_code"))
     seconds = time.perf_counter() - started
@@ -151,15 +152,20 @@ class _Reader:
         if isinstance(value, Corpus):
             return value
         if hasattr(value, "dim"):
-            from hubprune.calibration import corpus_from_tokens
-
             return corpus_from_tokens(value, name)
         return self._load(value, name)
 
     def evaluation(
-        self, wanted: str | Mapping[str, Any] | None, parsed: Mapping[str, CorpusConfig], settings: Mapping[str, Any]
+        self,
+        wanted: str | Mapping[str, Any] | None,
+        parsed: Mapping[str, CorpusConfig],
+        settings: Mapping[str, Any],
+        used: frozenset[str],
     ) -> tuple[dict[str, Corpus], list[str]]:
-        """Read the held-out text: what was asked for, or the held-out splits of the calibration sets."""
+        """Read the held-out text: what was asked for, or the held-out splits of the calibration sets.
+
+        Splits of public data sets share a document here and there; those that calibration used are passed over.
+        """
         if wanted is None or wanted == "none":
             return {}, []
         if isinstance(wanted, Mapping):
@@ -176,7 +182,7 @@ class _Reader:
                 warnings.append(f"the {name} corpus has no held-out split, so no {name} perplexity was measured")
                 continue
             try:
-                found[name] = self._load(test, name, at_most=True)
+                found[name] = self._load(test, name, at_most=True, exclude=used)
             except CorpusError as error:
                 warnings.append(f"no {name} perplexity was measured: {error}")
         return found, warnings
@@ -204,14 +210,14 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
 
     before = measure("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
-    report.base = BaseFacts(
+    report.base = describe(
+        model,
         model_id=plan.repo.repo_id,
         revision=plan.repo.revision,
         commit=plan.repo.commit,
         trust_remote_code=plan.trust_remote_code,
         gated=plan.repo.gated,
         card=plan.repo.card,
-        **describe(model),
     )
     report.evaluation = before + measure("pruned")
     report.warnings = plan.warnings + report.warnings

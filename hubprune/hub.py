@@ -229,7 +229,7 @@ def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> 
         # card by the branch's name leaves that note, and the card, for a run without the network.
         with suppress(errors.RemoteEntryNotFoundError):
             api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision)
-    card = {name: value for name, value in (info.card_data or {}).items() if value is not None}
+    card = info.card_data.to_dict() if info.card_data else {}
     return ResolvedRepo(repo_id, repo_type, revision, info.sha, False, bool(info.gated), bool(info.private), card)
 
 
@@ -316,7 +316,7 @@ def data_suffix(path: Path) -> str:
 
 def dataset_configs(dataset: str, *, commit: str | None = None, token: Token = None) -> list[str]:
     """List the configurations of a data set on the Hub, or of a local folder; errors as in ``open_rows``."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     with _reading(dataset):
         return list(datasets.get_dataset_config_names(**_address(dataset, commit, token)))

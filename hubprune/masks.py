@@ -78,10 +78,10 @@ def keep_mask(scores: torch.Tensor, pattern: Pattern, block_size: int = 128) -> 
         return keep_nm(scores, pattern)
     rows, columns = scores.shape
     if pattern.scope == "row":
-        counts = torch.tensor(_shares([columns] * rows, pattern.sparsity))
+        by_row = torch.tensor(_shares([columns] * rows, pattern.sparsity))
         keep = torch.ones_like(scores, dtype=torch.bool)
-        for count in counts.unique().tolist():
-            chosen = (counts == count).to(scores.device)
+        for count in by_row.unique().tolist():
+            chosen = (by_row == count).to(scores.device)
             keep[chosen] = ~_lowest(scores[chosen], count)
         return keep
     if pattern.scope == "block":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -165,7 +165,11 @@ class PrunerMixin:
                 "of hubprune.prune to hubprune.publish(model, repo_id, report=...)"
             )
         return publish.publish(
-            self, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), report=self.hubprune_report, **kwargs
+            cast(PreTrainedModel, self),
+            repo_id,
+            tokenizer=kwargs.pop("tokenizer", self.tokenizer),
+            report=self.hubprune_report,
+            **kwargs,
         )
 
 
@@ -183,8 +187,8 @@ class AutoPrunedModelForCausalLM(PrunerMixin):
 
     @classmethod
     def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(base, *args, **kwargs)
-        model.__class__ = with_pruner(type(model))
+        model: Any = AutoModelForCausalLM.from_pretrained(base, *args, **kwargs)
+        model.__class__ = with_pruner(cast(type, type(model)))
         return model
 
 
@@ -198,7 +202,9 @@ def with_pruner(kind: type[PreTrainedModel]) -> type:
 
 def _sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Split keywords into those of the pruning config, those of the corpora and those for transformers."""
-    pruning, corpora, others = {}, {}, {}
+    pruning: dict[str, Any] = {}
+    corpora: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, value in kwargs.items():
         name = ALIASES.get(name, name)
         chosen = pruning if name in PRUNING_KEYWORDS else corpora if name in CORPUS_KEYWORDS else others

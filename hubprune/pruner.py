@@ -13,7 +13,7 @@ import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -36,7 +36,7 @@ from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, NumericalError
 from hubprune.evidence import Evidence, Need, needs_of
 from hubprune.replay import Batch, InputSink, Replay
-from hubprune.report import BaseFacts, MatrixFacts, PruningReport, Totals
+from hubprune.report import MatrixFacts, PruningReport, Totals
 from hubprune.sparsity import NM, Unstructured
 
 CorpusLike = Any  # a Corpus, a tensor of token ids (n, T), or anything config.parse_corpus reads
@@ -91,7 +91,7 @@ def prune(
     loaded = {name: _as_corpus(name, value, tokenizer, model, progress) for name, value in given.items()}
     _check_token_ids(loaded, model)
     report = PruningReport(
-        base=BaseFacts(model_id=model.config.name_or_path, **describe(model)),
+        base=describe(model, model_id=model.config.name_or_path or ""),
         config={**config.to_dict(), "method": method},
         pattern=str(config.resolved_pattern()),
         application=config.resolved_application(),
@@ -138,7 +138,7 @@ def _check_corpora(criterion: Criterion, names: tuple[str, ...], *, compensates:
 
 
 def _check_token_ids(corpora: Mapping[str, Corpus], model: PreTrainedModel) -> None:
-    size = model.get_input_embeddings().num_embeddings
+    size = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     for name, corpus in corpora.items():
         highest = max(int(s.max()) for s in corpus.sequences)
         if highest >= size:
@@ -381,7 +381,7 @@ class _Run:
     @contextmanager
     def _stage(self, name: str, steps: int) -> Iterator[None]:
         """Time a stage of the run and add its steps to the progress bar."""
-        self.bar.total += steps
+        self.bar.total = (self.bar.total or 0) + steps
         self.bar.set_description(f"Pruning ({name})")
         started = time.perf_counter()
         yield

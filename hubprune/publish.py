@@ -22,7 +22,7 @@ from hubprune.errors import HubPruneError, OutputError, UsageError
 from hubprune.hub import check_can_write, hub_errors, make_api
 from hubprune.readme import join_own
 from hubprune.recipe import base_on_hub
-from hubprune.report import REPORT_NAME, PruningReport, write_text
+from hubprune.report import REPORT_NAME, BaseFacts, PruningReport, Totals, write_text
 from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save, write_record
 from hubprune.verify import verify
 
@@ -213,6 +213,38 @@ def publish_folder(
             raise
         except ValueError as error:
             raise OutputError(f"{repo_id} refuses the push ({error}): mend the folder or the arguments") from error
+
+
+def check_push(
+    repo_id: str,
+    base: BaseFacts,
+    parameters: int,
+    *,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    api: HfApi | None = None,
+) -> bool:
+    """Find out before a run whether its result can be pushed.
+
+    Args:
+        repo_id: Repository to push to.
+        base: The model that is going to be pruned.
+        parameters: Parameters of that model.
+        token: Token of the Hub.
+        revision: Branch.
+        create_pr: Open a pull request instead of writing to the branch.
+        api: Client to use instead of one made from ``token``.
+
+    Returns:
+        Whether the repository would be created.
+
+    Raises:
+        AccessError: The Hub refuses: no write permission, or a repository of somebody else.
+        OutputError: The repository holds another model.
+    """
+    report = PruningReport(base=base, totals=Totals(parameters=parameters))
+    return not _preflight(api or make_api(token), repo_id, report, token, revision, create_pr).exists
 
 
 def _preflight(

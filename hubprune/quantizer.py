@@ -70,6 +70,7 @@ class PruneOnLoadConfig(QuantizationConfigMixin):
 class PruneOnLoad(HfQuantizer):
     """Prunes a model that transformers has just loaded."""
 
+    quantization_config: PruneOnLoadConfig
     requires_calibration = False
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
@@ -88,7 +89,7 @@ class PruneOnLoad(HfQuantizer):
             )
         request = self.quantization_config
         self.remove_quantization_config(model)
-        base = model.config.name_or_path
+        base = str(model.config.name_or_path)
         repo = hub.resolve_model(base, revision=getattr(model.config, "_commit_hash", None), token=request.token)
         plan = flow.prepare(
             base,
@@ -100,8 +101,10 @@ class PruneOnLoad(HfQuantizer):
             evaluation=request.evaluation,
             keywords={"token": request.token},
         )
-        model.hubprune_report = flow.execute(model, plan)
-        model.tokenizer = plan.tokenizer
+        report = flow.execute(model, plan)
+        # Through Any: a module declares its attributes as tensors and modules.
+        holder: Any = model
+        holder.hubprune_report, holder.tokenizer = report, plan.tokenizer
         return model
 
 

@@ -38,7 +38,7 @@ def own_parts(text: str | None) -> OwnParts:
     """Separate what a user wrote in a README from what was rendered.
 
     Raises:
-        OutputError: The metadata block is not a YAML mapping, or a marker lost its partner.
+        OutputError: The metadata block is not a YAML mapping, a marker lost its partner, or the record is damaged.
     """
     text = (text or "").replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     metadata: dict[str, Any] = {}
@@ -63,11 +63,20 @@ def own_parts(text: str | None) -> OwnParts:
         )
     if not begins:
         return OwnParts(metadata, text.strip("\n"), "")
-    ours = "\n".join(lines[begins[0] : ends[-1]])
-    records = RECORD.findall(ours)
-    written = json.loads(records[-1]) if records else {}
+    written = _record("\n".join(lines[begins[0] : ends[-1]]))
     before, after = "\n".join(lines[: begins[0]]), "\n".join(lines[ends[-1] + 1 :])
     return OwnParts(_without(metadata, written), before.strip("\n"), after.strip("\n"))
+
+
+def _record(section: str) -> dict[str, Any]:
+    """The metadata that was written with a section; nothing when the section does not say."""
+    records = RECORD.findall(section)
+    try:
+        return dict(json.loads(records[-1])) if records else {}
+    except ValueError:
+        raise OutputError(
+            "the line 'hubprune:metadata' of the existing README.md is damaged: restore or remove it"
+        ) from None
 
 
 def _without(metadata: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from hubprune.presets import CORPORA, METHODS
 from hubprune.report import CorpusFacts, PruningReport, SourceFacts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Line ends and control characters that JSON leaves as they are.
+UNSEEN = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 
 
 def base_on_hub(report: PruningReport) -> bool:
@@ -31,7 +33,8 @@ def public(place: str) -> str:
 def quote(value: Any) -> str:
     """A Python literal on one line."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        text = json.dumps(value, ensure_ascii=False)
+        return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return repr(value)
 
 
@@ -46,13 +49,18 @@ def _spec(source: SourceFacts) -> str | None:
         text += f"@{source.commit}"
     if source.config or source.split:
         text += f":{source.config or ''}" + (f":{source.split}" if source.split else "")
-    wanted = SourceConfig(public(source.dataset), source.config, source.split, source.commit, source.template)
+    wanted = SourceConfig(
+        public(source.dataset), source.config, source.split, source.commit, source.template, source.text_column
+    )
     return text if "+" not in text and parse_source(text) == wanted else None
 
 
 def _preset(corpus: CorpusFacts) -> str | None:
     """The preset that names exactly these sources, None when there is none."""
-    used = [SourceConfig(s.dataset, s.config, s.split, template=s.template) for s in corpus.sources]
+    used = [
+        SourceConfig(s.dataset, s.config, s.split, template=s.template, text_column=s.text_column)
+        for s in corpus.sources
+    ]
     for name, rows in CORPORA.items():
         if used == [parse_source(row.dataset, template=row.template) for row in rows]:
             return name
@@ -94,6 +102,7 @@ def _corpus_expression(corpus: CorpusFacts) -> str:
             "split": source.split,
             "revision": source.commit,
             "template": source.template,
+            "text_column": source.text_column,
         }
         given = {"dataset": public(source.dataset)} | {
             key: value for key, value in fields.items() if value is not None

@@ -62,6 +62,7 @@ class SourceFacts:
     commit: str | None = None
     template: str | None = None
     rows: int = 0
+    text_column: str | None = None
 
 
 @dataclass
@@ -297,7 +298,12 @@ class PruningReport:
             raise UsageError(
                 f"this report has layout {version}, this hubprune reads up to {SCHEMA_VERSION}: upgrade hubprune"
             )
-        return typing.cast(PruningReport, _build(cls, data))
+        try:
+            return typing.cast(PruningReport, _build(cls, data))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"this is no pruning report of layout {version} ({error}): restore it or prune again"
+            ) from error
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the report into a folder, atomically.
@@ -320,10 +326,12 @@ class PruningReport:
         path = Path(folder) / REPORT_NAME
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"{folder} holds no {REPORT_NAME}: give the folder of a model pruned by hubprune"
             ) from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}): give a file that is readable") from error
         except ValueError as error:
             raise UsageError(f"{path} is not valid JSON ({error}): restore it or prune again") from None
         return cls.from_dict(data)
@@ -361,6 +369,8 @@ def _build(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _build(next(a for a in arguments if a is not type(None)), value)
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{getattr(kind, '__name__', kind)} must be an object, got {value!r:.40}")
         hints = typing.get_type_hints(kind)
         known: Iterable[str] = (f.name for f in dataclasses.fields(kind))
         return typing.cast(Any, kind)(**{name: _build(hints[name], value[name]) for name in known if name in value})

@@ -68,7 +68,7 @@ def save(
     model.config.hubprune = report.summary()
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target, model)
+        _check_room(target.parent, model)
         staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-", dir=target.parent))
         try:
             _write(model, staged, target, report, tokenizer, max_shard_size, repo_id)
@@ -76,6 +76,27 @@ def save(
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return Path(folder)
+
+
+def check_output(folder: str | os.PathLike[str], model: PreTrainedModel | None = None) -> None:
+    """Find out before any work whether ``save`` will be able to write a folder; leaves nothing behind.
+
+    Args:
+        folder: Where the model is going to be saved.
+        model: The model, to check that there is room for it.
+
+    Raises:
+        OutputError: The folder holds something else, cannot be written, or has no room.
+        UsageError: The model is quantised or carries adapters.
+    """
+    target = Path(folder).resolve()
+    _check_target(target)
+    place = next(folder for folder in target.parents if folder.exists())
+    with _disk_errors(target):
+        tempfile.TemporaryDirectory(prefix=f".{target.name}-new-", dir=place).cleanup()
+        if model is not None:
+            _check_model(model)
+            _check_room(place, model)
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -101,12 +122,12 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _check_room(target: Path, model: PreTrainedModel) -> None:
+def _check_room(place: Path, model: PreTrainedModel) -> None:
     needed = sum(p.numel() * p.element_size() for p in model.parameters()) + SPARE_BYTES
-    free = shutil.disk_usage(target.parent).free
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise OutputError(
-            f"saving needs {size(needed)}, and {target.parent} has {size(free)} free: make room or give another folder"
+            f"saving needs {size(needed)}, and {place} has {size(free)} free: make room or give another folder"
         )
 
 

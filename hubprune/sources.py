@@ -182,7 +182,7 @@ def _text_column(row: Row, name: str) -> str:
         return strings[0]
     raise CorpusError(
         f"{name} has no column that is known to hold text ({', '.join(TEXT_COLUMNS)}): give text_column, or a "
-        f"template such as '{{{strings[0] if strings else next(iter(row), 'column')}}}'; its columns are {', '.join(row)}"
+        f"template such as '{{{(strings or list(row) or ['column'])[0]}}}'; its columns are {', '.join(row)}"
     )
 
 

@@ -94,7 +94,9 @@ def parse_pattern(text: str) -> NM:
     """
     match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text))
     if match is None:
+        # YAML reads 2:4 without quotes as a number in sixties, 124.
+        quotes = "" if isinstance(text, str) else ", in a YAML file with the quotes"
         raise ConfigError(
-            f"a pattern is written 'N:M', N weights kept of every M, got {text!r}: use for instance '2:4'"
+            f"a pattern is written 'N:M', N weights kept of every M, got {text!r}: use for instance '2:4'{quotes}"
         )
     return NM(keep=int(match[1]), group=int(match[2]))

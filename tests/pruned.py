@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from hubprune.architecture import describe, find_matrices, untouched_sha256
 from hubprune.report import (
-    BaseFacts,
     CorpusFacts,
     MatrixFacts,
     Perplexity,
@@ -62,7 +61,13 @@ def prune_by_hand(model: PreTrainedModel, base_id: str = "org/base", method: str
         zeros = int((matrix.view() == 0).sum())
         rows.append(MatrixFacts(matrix.name, matrix.block, matrix.kind, matrix.shape, smallest.numel(), zeros))
     return PruningReport(
-        base=BaseFacts(base_id, "main", BASE_COMMIT, card={"license": "mit", "language": ["en"]}, **describe(model)),
+        base=describe(
+            model,
+            model_id=base_id,
+            revision="main",
+            commit=BASE_COMMIT,
+            card={"license": "mit", "language": ["en"]},
+        ),
         config={"method": method, "sparsity": None, "pattern": "2:4", "seed": 0},
         pattern="2:4",
         application="zero",

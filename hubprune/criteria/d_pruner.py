@@ -37,20 +37,14 @@ class DPruner(Criterion):
             with the general text in place of the domain's).
     """
 
-    summary = "inverse_hessian"
     corpora = ("general",)
-    gradients = "domain"
 
     def __init__(self, general_weight: float = 10.0, form: str = "dual", terms: str = "both") -> None:
         self.general_weight = general_weight
         self.form = form
         self.no_domain = terms == "no-domain"
-        if terms == "no-general":
-            self.summary, self.general_weight = None, 0.0
-        elif terms == "no-domain":
-            self.gradients = None
-        elif terms == "general-only":
-            self.gradients = "general"
+        self.summary = None if terms == "no-general" else "inverse_hessian"
+        self.gradients = {"no-domain": None, "general-only": "general"}.get(terms, "domain")
 
     def _general(self, weight: torch.Tensor, summary: torch.Tensor | None) -> torch.Tensor:
         """Return ``lambda * G / mean(G)``, ``(d_out, d_in)``."""

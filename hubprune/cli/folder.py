@@ -1,0 +1,95 @@
+"""Commands on the folder of a pruned model: push, verify, card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hubprune.cli import tables
+from hubprune.cli.options import (
+    RESULT_PANEL,
+    CreatePrOption,
+    DryRunOption,
+    FolderArgument,
+    MessageOption,
+    PrivateOption,
+    TokenOption,
+    TrustOption,
+)
+from hubprune.errors import OutputError
+
+
+def push(
+    folder: FolderArgument,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Repository; created when there is none.")],
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="BRANCH", help="Branch. Without it: the default one.", rich_help_panel=RESULT_PANEL),
+    ] = None,
+    private: PrivateOption = None,
+    create_pr: CreatePrOption = False,
+    commit_message: MessageOption = None,
+    token: TokenOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Verify the folder of a pruned model and publish it in one commit."""
+    from hubprune.publish import publish_folder
+
+    done = publish_folder(
+        folder,
+        repo_id,
+        revision=revision,
+        private=private,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        token=token,
+        dry_run=dry_run,
+    )
+    print(tables.destination(done))
+
+
+def verify(folder: FolderArgument, trust_remote_code: TrustOption = False) -> None:
+    """Check that the folder of a pruned model holds what its report says; write the stamp into the report."""
+    from hubprune.verify import verify as check
+
+    tables.show(tables.stamp(check(folder, trust_remote_code=trust_remote_code)))
+
+
+def card(
+    folder: FolderArgument,
+    repo_id: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Repository that the card is for. Without it: the folder.")
+    ] = None,
+) -> None:
+    """Write the README of a pruned model's folder anew from its report; what you wrote in it stays."""
+    print(rewrite_card(folder, repo_id))
+
+
+def rewrite_card(folder: Path, repo_id: str | None) -> Path:
+    """Write the README of a pruned model's folder anew.
+
+    Args:
+        folder: The folder.
+        repo_id: Repository that the card is for; None for the folder.
+
+    Returns:
+        Path of the README.
+
+    Raises:
+        UsageError: The folder holds no report.
+        OutputError: The README cannot be read or written.
+    """
+    from hubprune.card import render_card
+    from hubprune.hub import README
+    from hubprune.report import PruningReport, write_text
+
+    path = folder / README
+    try:
+        existing = path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(
+            f"cannot read {path} ({error}), whose text would be lost: mend it or move it away"
+        ) from error
+    return write_text(path, render_card(PruningReport.load(folder), repo_id, existing))

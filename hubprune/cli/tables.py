@@ -1,0 +1,241 @@
+"""What the commands print. Everything comes from reports, plans and the tables of presets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hubprune.presets import METHODS, Method
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hubprune.cli.prune import Request
+    from hubprune.cli.running import Outline
+    from hubprune.flow import Plan
+    from hubprune.report import CorpusFacts, Perplexity, PruningReport, Verification
+
+SHORT = 12  # characters of a hash that are shown
+
+
+def show(*tables: Any) -> None:
+    """Print tables and lines."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    for table in tables:
+        console.print(table)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Print what the user should know to the error stream."""
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def methods() -> None:
+    """List the pruning methods, what each needs, and its options."""
+    table = _table(
+        ("method", "needs", "scope", "application", "options", "paper"),
+        [
+            (
+                f"{method.name}\n  {method.summary}",
+                _needs(method),
+                method.scope,
+                method.application,
+                _method_options(method),
+                f"arXiv:{method.arxiv}" if method.arxiv else "",
+            )
+            for method in METHODS.values()
+        ],
+        lines=True,
+    )
+    show(table)
+
+
+def _needs(method: Method) -> str:
+    if method.corpora == ("any",):
+        return "general or domain text"
+    return " and ".join(method.corpora) + " text" if method.corpora else "no text"
+
+
+def _method_options(method: Method) -> str:
+    rows = []
+    for name, default in method.options.items():
+        value = "|".join(method.choices[name]) if name in method.choices else "NUMBER"
+        rows.append(f"{name}={value} [{default}]")
+    return "\n".join(rows)
+
+
+def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
+    """What a run would do.
+
+    Args:
+        request: What was asked for.
+        plan: The run, text read.
+        outline: What is known of the model.
+        is_new: Whether the repository to push to would be created.
+    """
+    config = request.config
+    rows = [
+        ("base", _base(plan.repo.repo_id, plan.repo.commit)),
+        ("architecture", f"{outline.facts['architecture']}, {outline.parameters:,} parameters"),
+        ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
+        (
+            "would remove",
+            f"{config.resolved_pattern()} of {outline.targeted:,} weights in {outline.matrices} matrices",
+        ),
+        *((f"{name} text", _text(corpus.facts)) for name, corpus in plan.corpora.items()),
+        *((f"evaluation on {label}", _text(corpus.facts)) for label, corpus in plan.evaluation.items()),
+    ]
+    if request.out is not None:
+        rows.append(("would write", str(request.out)))
+    if request.push is not None:
+        kind = "a new repository" if is_new else "which exists"
+        what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
+        rows.append((what, f"{request.push}, {kind}"))
+    return _facts([*rows, *(("warning", sentence) for sentence in plan.warnings)], "Nothing was pruned (--dry-run)")
+
+
+def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
+    """What a run did.
+
+    Args:
+        report: Its record.
+        places: Where the result lies.
+    """
+    from hubprune.card import size
+
+    totals = report.totals
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.timings.items())
+    memory = size(report.peak_memory_bytes)
+    if report.peak_gpu_memory_bytes is not None:
+        memory += f", on the GPU {size(report.peak_gpu_memory_bytes)}"
+    rows = [
+        ("base", _base(report.base.model_id, report.base.commit)),
+        ("method", _method(report.method, report.application, report.options)),
+        ("pattern", report.pattern),
+        *((f"{corpus.name} text", _text(corpus)) for corpus in report.corpora),
+        ("sparsity of the targeted weights", f"{_percent(totals.sparsity)} of {totals.targeted:,}"),
+        ("of all parameters", f"{_percent(totals.share_of_all)} of {totals.parameters:,}"),
+        ("time", f"{sum(report.timings.values()):.1f} s ({stages})"),
+        ("peak memory", memory),
+        *places.items(),
+        *([("verified", _verified(report.verification))] if report.verification is not None else []),
+        *(("warning", sentence) for sentence in report.warnings),
+    ]
+    return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
+
+
+def _comparison(report: PruningReport) -> Table:
+    rows = []
+    for label, found in report.perplexities().items():
+        base, pruned = found.get("base"), found.get("pruned")
+        ratio = f"{pruned.perplexity / base.perplexity:.3f}" if base is not None and pruned is not None else "-"
+        rows.append((label, _value(base), _value(pruned), ratio))
+    return _table(("perplexity on", "base", "pruned", "pruned / base"), rows, numbers=True)
+
+
+def measurements(rows: Sequence[Perplexity]) -> list[Any]:
+    """Perplexities of one model, and how they were measured."""
+    table = _table(("text", "perplexity"), [(row.corpus, _value(row)) for row in rows], numbers=True)
+    said = (
+        "exp of the mean negative log likelihood per predicted token, in nats, with its standard error over windows."
+    )
+    return [table, said, *(f"{row.corpus}: {_protocol(row)}" for row in rows)]
+
+
+def _protocol(row: Perplexity) -> str:
+    start = "each begins with the start token" if row.bos else "no start token"
+    return (
+        f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every {row.stride}; "
+        f"{start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
+    )
+
+
+def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) -> list[str]:
+    """Warnings about texts that come from where the text of a model's calibration came from.
+
+    Args:
+        report: The model's record, None for a model that hubprune did not prune.
+        texts: The texts.
+    """
+    corpora = report.corpora if report is not None else []
+    used = {(s.dataset, s.config, s.split): corpus.name for corpus in corpora for s in corpus.sources}
+    return [
+        f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the {text.name} "
+        "text comes from there too: its perplexity may be too good"
+        for text in texts
+        for source in text.sources
+        if (name := used.get((source.dataset, source.config, source.split))) is not None
+    ]
+
+
+def stamp(verification: Verification) -> Table:
+    """The checks that a folder passed."""
+    title = f"Verified with transformers {verification.transformers_version}"
+    return _facts(list(verification.checks.items()), title)
+
+
+def destination(done: Any) -> str:
+    """Where a push went, or what it would do: the address of the pull request or commit, or the plan."""
+    return str(getattr(done, "pr_url", None) or getattr(done, "commit_url", None) or done)
+
+
+def _base(model_id: str, commit: str | None) -> str:
+    return f"{model_id} at {commit[:SHORT]}" if commit else model_id
+
+
+def _method(name: str, application: str, options: Mapping[str, Any]) -> str:
+    settings = "".join(f", {key}={value}" for key, value in options.items())
+    return f"{name}, {application}{settings}"
+
+
+def _text(facts: CorpusFacts) -> str:
+    places = " + ".join(
+        ":".join(filter(None, (source.dataset, source.config, source.split))) for source in facts.sources
+    )
+    return (
+        f"{facts.num_sequences} sequences of up to {facts.sequence_length} tokens ({facts.tokens:,} in all) from "
+        f"{places or 'texts given'}"
+    )
+
+
+def _verified(verification: Verification) -> str:
+    passed = "passed" if verification.passed else "FAILED; these passed"
+    return f"{passed}: {', '.join(verification.checks)} (transformers {verification.transformers_version})"
+
+
+def _value(row: Perplexity | None) -> str:
+    return "-" if row is None else f"{row.perplexity:.2f} ± {row.stderr:.2f}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _facts(rows: Iterable[tuple[str, str]], title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False, lines: bool = False
+) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_lines=lines)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if numbers and index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

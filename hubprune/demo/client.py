@@ -1,0 +1,73 @@
+"""The demo's client: what a user writes, in a process of its own whose environment names the embedded Hub.
+
+It takes the folder for a copy of what it pushes, and prints one JSON object a line: ``{}`` once the libraries are
+loaded, the report of each run, the commit of the push; or ``error`` and the ``kind`` of the error that ended it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hubprune
+from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
+from hubprune.errors import HubPruneError
+
+USER = "you"
+PUSHED_ID = f"{USER}/tiny-medical-expert"
+SPARSITY = 0.6
+"""Fraction of the weights that each method removes."""
+CALIBRATION = {"num_samples": 64, "sequence_length": 256}
+"""Sequences of each corpus, and tokens in each."""
+RUNS: dict[str, dict[str, str]] = {
+    "magnitude": {},
+    "d-pruner": {"general": GENERAL_ID, "domain": MEDICAL_ID},
+}
+"""The methods in the order in which they run, with the text that each is given; what the last one makes is pushed."""
+EVALUATION = {repo_id.partition("/")[2]: f"{repo_id}:default:test" for repo_id in (GENERAL_ID, MEDICAL_ID, LEGAL_ID)}
+
+
+def work(copy: Path) -> Iterator[dict[str, Any]]:
+    """Prune with each method, push the last model and download what was pushed; yield what to print after each step.
+
+    Args:
+        copy: Folder for the files that were pushed.
+    """
+    loader = hubprune.AutoPrunedModelForCausalLM
+    yield {}
+    for method, corpora in RUNS.items():
+        model = loader.from_pretrained(
+            MODEL_ID,
+            method=method,
+            sparsity=SPARSITY,
+            evaluation=EVALUATION,
+            progress=False,
+            **corpora,
+            **CALIBRATION,
+        )
+        yield {"report": model.hubprune_report.to_dict()}
+    commit = model.push_to_hub(PUSHED_ID)
+
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(PUSHED_ID, revision=commit.oid, local_dir=copy)
+    yield {"commit": commit.oid, "checks": len(model.hubprune_report.verification.checks)}
+
+
+def main() -> None:
+    """Do the work; standard output is for the answers alone."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            for answer in work(Path(sys.argv[1])):
+                print(json.dumps(answer), file=answers, flush=True)
+        except HubPruneError as error:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

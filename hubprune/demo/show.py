@@ -1,0 +1,167 @@
+"""The whole flow on the demo world, by repository id through the real client, told step by step.
+
+This process serves the embedded Hub and narrates. What talks to it runs in processes of its own, because the client's
+libraries read where the Hub and their caches are when they are imported; a user's own token and cache stay out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+from hubprune import errors
+from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
+from hubprune.demo.client import PUSHED_ID, RUNS, SPARSITY, USER
+from hubprune.demo.story import Story, answers, code, perplexity_table
+from hubprune.demo.world import examples, write_world
+from hubprune.report import REPORT_NAME, PruningReport
+
+FOLDER = Path("demo-hub")
+"""Where the Hub and all that belongs to the demo is kept, unless asked otherwise."""
+COPY = "pushed"
+"""Folder for a copy of what was pushed, inside of that."""
+LOG = "client.log"
+SERVED = "http://127.0.0.1:8080"
+"""Where ``hubprune hub serve`` serves unless asked otherwise."""
+TOKEN = "hf_demo"
+USERS_OWN = ("HF_", "HUGGING", "TRANSFORMERS_")
+"""How the names of the variables begin that would bring a user's own settings in."""
+CLIENT = ("-P", "-m", "hubprune.demo.client")
+PLAIN = ("-P", str(Path(__file__).with_name("plain.py")))
+QUESTION = 0
+"""Row of the medical test split that the models are asked."""
+
+
+def run_demo(folder: Path | None = None, serve: bool = False) -> None:
+    """Serve the demo world, prune its model with two methods, push one result and load it as a stranger would.
+
+    Args:
+        folder: Where the Hub and all that belongs to the demo is kept; a later run goes on there. ``demo-hub`` when
+            None.
+        serve: Whether to keep the Hub running afterwards, until Ctrl-C.
+
+    Raises:
+        UsageError: The packages of the extra ``demo`` are not installed.
+        OutputError: The folder cannot be written.
+        HubPruneError: The client failed.
+    """
+    try:
+        from hubprune.localhub import EmbeddedHub
+    except ModuleNotFoundError as error:
+        raise errors.UsageError(
+            f'the demo needs {error.name}, which is not installed: pip install "hubprune[demo]"'
+        ) from error
+    folder = FOLDER if folder is None else folder
+    story = Story()
+    with ExitStack() as stack:
+        with story.step("Serve an embedded Hub with a tiny model and three corpora") as told:
+            hub = EmbeddedHub(folder, users={USER: TOKEN}, seed=[write_world(folder / "world")])
+            stack.enter_context(hub)
+            told.append(", ".join((MODEL_ID, GENERAL_ID, MEDICAL_ID, LEGAL_ID)))
+        _walk(story, folder, _environment(hub.env(USER), folder / "cache"))
+        places = {"model card": str(folder / COPY / "README.md"), "report": str(folder / COPY / REPORT_NAME)}
+        if serve:
+            places |= {"page of the model": f"{hub.url}/{PUSHED_ID}", "end": "Ctrl-C"}
+        else:
+            places |= {
+                "the Hub again": f"hubprune hub serve {shlex.quote(str(folder))}",
+                "page of the model": f"{SERVED}/{PUSHED_ID}",
+            }
+        story.close(places)
+        if serve:
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+
+
+def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
+    """Go through what a user does with a Hub: prune by repository id, push, load."""
+    with (folder / LOG).open("w", encoding="utf-8") as notes, ExitStack() as stack:
+        with story.step("Start a client that knows this Hub only; load torch and transformers") as told:
+            answer = stack.enter_context(_client(folder / COPY, environment, notes))
+            answer()
+            told.append(f"HF_ENDPOINT={environment['HF_ENDPOINT']}")
+        reports = {}
+        for method, corpora in RUNS.items():
+            with story.step(f"Fetch the model, measure it, prune it with {method}, measure it again") as told:
+                reports[method] = PruningReport.from_dict(answer()["report"])
+                told.append(code(_recipe(method, corpora)))
+        with story.step("Verify the saved files and push them in one commit") as told:
+            pushed = answer()
+            told.append(code(f'model.push_to_hub("{PUSHED_ID}")'))
+            told.append(f"{pushed['checks']} checks passed, commit {pushed['commit'][:7]}")
+        question = examples("medical")["test"][QUESTION]["question"]
+        with story.step("Load what was pushed in a fresh process, with plain transformers") as told:
+            said = _ask(f"Question: {question}\nAnswer:", environment, notes)
+            told.append(code(f'AutoModelForCausalLM.from_pretrained("{PUSHED_ID}")'))
+    story.show(perplexity_table(reports))
+    story.show(answers(question, {"before": said[MODEL_ID], f"after {method}": said[PUSHED_ID]}))
+
+
+def _recipe(method: str, corpora: Mapping[str, str]) -> str:
+    keywords = {"method": method, "sparsity": SPARSITY, **corpora}
+    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in keywords.items())
+    return f'model = AutoPrunedModelForCausalLM.from_pretrained("{MODEL_ID}", {given})'
+
+
+def _environment(hub: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """Return what a client finds: this process' environment without the user's own settings, and the embedded Hub.
+
+    Args:
+        hub: Variables that point a client at the Hub.
+        cache: Folder for the client's caches.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **hub, "HF_HOME": str(cache.resolve()), **quiet}
+
+
+@contextmanager
+def _client(copy: Path, environment: Mapping[str, str], notes: IO[str]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start the client, and stop it at the end; yields a function that waits for its next answer.
+
+    Args:
+        copy: Folder for a copy of what is pushed.
+        environment: Its environment.
+        notes: Where its libraries' warnings go.
+    """
+    command = [sys.executable, *CLIENT, str(copy)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=notes, text=True) as process:
+        lines = cast(IO[str], process.stdout)
+
+        def answer() -> dict[str, Any]:
+            line = lines.readline()
+            if not line:
+                raise _failure(notes)
+            said: dict[str, Any] = json.loads(line)
+            if "error" in said:
+                raise getattr(errors, said["kind"])(said["error"])
+            return said
+
+        try:
+            yield answer
+        finally:
+            process.kill()
+
+
+def _ask(prompt: str, environment: Mapping[str, str], notes: IO[str]) -> dict[str, str]:
+    """Return what the base and the pushed model answer when plain transformers loads them, by repository."""
+    command = [sys.executable, *PLAIN, prompt, MODEL_ID, PUSHED_ID]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=notes, text=True, check=False)
+    if done.returncode != 0:
+        raise _failure(notes)
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
+
+
+def _failure(notes: IO[str]) -> errors.HubPruneError:
+    lines = Path(notes.name).read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
+    return errors.HubPruneError(f"the demo's client stopped before it was done ({last}): {notes.name} says more")

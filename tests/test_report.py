@@ -1,0 +1,241 @@
+"""The record of a run comes back from its file as it was, and a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubprune.errors import OutputError, UsageError
+from hubprune.report import (
+    REPORT_NAME,
+    SCHEMA_VERSION,
+    BaseFacts,
+    CorpusFacts,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    PruningReport,
+    SourceFacts,
+    Totals,
+    Verification,
+    write_text,
+)
+
+
+def full_report() -> PruningReport:
+    """A report in which no field has its default."""
+    source = SourceFacts("org/set", "small", "train", "c" * 40, "{text}", text_column="text", rows=7)
+    return PruningReport(
+        base=BaseFacts(
+            "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
+        ),
+        config={"method": "wanda", "options": {"x": 1.5}},
+        pattern="2:4",
+        application="zero",
+        options={"x": 1.5},
+        corpora=[CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"])],
+        matrices=[MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1)],
+        totals=Totals(1536, 768, 770, 20_000),
+        untouched_sha256="b" * 64,
+        probe=Probe([1, 2, 3], [0.5, -1.25]),
+        evaluation=[
+            Perplexity("base", "domain", 12.5, 0.25, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
+            Perplexity("pruned", "domain", 14.5, 0.5, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
+        ],
+        timings={"forward": 1.5},
+        peak_memory_bytes=2**30,
+        peak_gpu_memory_bytes=2**31,
+        hardware={"cores": 2, "gpu": None},
+        versions={"hubprune": "0.1.0"},
+        warnings=["a word"],
+        verification=Verification({"finite": "all"}, True, "5.23.0"),
+        created="2026-01-02T03:04:05+00:00",
+    )
+
+
+def defaults_left(value: Any) -> list[str]:
+    """Fields, at any depth, that still have their default; the version of the layout has no other value."""
+    if isinstance(value, list):
+        return [name for item in value for name in defaults_left(item)]
+    if not dataclasses.is_dataclass(value):
+        return []
+    left = []
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        default = None if no_default else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        left += [field.name] if not no_default and inner == default else defaults_left(inner)
+    return left
+
+
+def test_every_field_survives_the_file(tmp_path: Path) -> None:
+    report = full_report()
+    assert defaults_left(report) == ["schema_version"]
+    path = report.save(tmp_path)
+    assert path == tmp_path / REPORT_NAME
+    again = PruningReport.load(tmp_path)
+    assert again == report
+    assert isinstance(again.matrices[0].shape, tuple)
+    assert "première ligne" in path.read_text(encoding="utf-8")
+    assert [p.name for p in tmp_path.iterdir()] == [REPORT_NAME]
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+reports = st.builds(
+    PruningReport,
+    base=st.builds(BaseFacts, card=st.dictionaries(st.text(), st.text() | st.lists(st.text()) | st.none())),
+    config=st.dictionaries(st.text(), numbers | st.text()),
+    options=st.dictionaries(st.text(), numbers | st.text()),
+    corpora=st.lists(st.builds(CorpusFacts), max_size=2),
+    matrices=st.lists(st.builds(MatrixFacts, damping=st.none() | numbers), max_size=2),
+    probe=st.none() | st.builds(Probe, logits=st.lists(numbers)),
+    evaluation=st.lists(st.builds(Perplexity, perplexity=numbers, stderr=numbers), max_size=2),
+    timings=st.dictionaries(st.text(), numbers),
+    peak_gpu_memory_bytes=st.none() | st.integers(0),
+    hardware=st.just({}),
+    verification=st.none() | st.builds(Verification),
+    schema_version=st.just(SCHEMA_VERSION),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(reports)
+def test_any_report_comes_back_from_json(report: PruningReport) -> None:
+    assert PruningReport.from_dict(json.loads(report.to_json())) == report
+
+
+def test_what_a_later_version_adds_is_dropped_and_what_an_older_lacks_has_its_default() -> None:
+    data = full_report().to_dict()
+    data["from_the_future"] = 1
+    data["base"]["from_the_future"] = data["corpora"][0]["sources"][0]["from_the_future"] = 1
+    assert PruningReport.from_dict(data) == full_report()
+    del data["warnings"], data["base"]["gated"]
+    older = PruningReport.from_dict(data)
+    assert (older.warnings, older.base.gated) == ([], False)
+
+
+def test_the_summary_recognises_a_pruned_model() -> None:
+    assert full_report().summary() == {
+        "schema_version": SCHEMA_VERSION,
+        "version": "0.1.0",
+        "base_model": "org/base",
+        "base_commit": "a" * 40,
+        "method": "wanda",
+        "pattern": "2:4",
+        "application": "zero",
+        "sparsity": 0.5,
+        "share_of_all_parameters": 0.0384,
+        "corpora": {"domain": ["org/set"]},
+        "report": REPORT_NAME,
+    }
+
+
+def test_shares_are_of_the_matrix_of_the_targeted_and_of_all_parameters() -> None:
+    report = full_report()
+    matrix, totals = report.matrices[0], report.totals
+    assert (matrix.numel, matrix.sparsity) == (48 * 32, 768 / (48 * 32))
+    assert (totals.sparsity, totals.share_of_all) == (768 / 1536, 768 / 20_000)
+    assert (Totals().sparsity, Totals().share_of_all) == (0.0, 0.0)
+
+
+def test_perplexities_are_found_by_text_and_variant() -> None:
+    report = full_report()
+    assert report.perplexities() == {"domain": {"base": report.evaluation[0], "pruned": report.evaluation[1]}}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "a pruning report is a JSON object with a schema_version, got '[]'"),
+        ({"a": 1}, "a pruning report is a JSON object with a schema_version, got \"{'a': 1}\""),
+        (
+            {"schema_version": SCHEMA_VERSION + 1},
+            f"this report has layout {SCHEMA_VERSION + 1}, this hubprune reads up to {SCHEMA_VERSION}: "
+            "upgrade hubprune",
+        ),
+        (
+            {"schema_version": 1, "base": "org/base"},
+            "this is no pruning report of layout 1 (BaseFacts must be an object, got 'org/base'): "
+            "restore it or prune again",
+        ),
+        (
+            {"schema_version": 1, "matrices": 3},
+            "this is no pruning report of layout 1 ('int' object is not iterable): restore it or prune again",
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        PruningReport.from_dict(data)
+    assert str(caught.value) == message
+
+
+def test_a_matrix_without_its_counts_is_refused() -> None:
+    data = full_report().to_dict()
+    del data["matrices"][0]["pruned"]
+    with pytest.raises(UsageError, match=r"no pruning report of layout 1 \(.*'pruned'\): restore it or prune again"):
+        PruningReport.from_dict(data)
+
+
+def test_a_folder_without_a_report_and_a_broken_one_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "weights").touch()
+    for place in (tmp_path, tmp_path / "nowhere", tmp_path / "weights"):
+        with pytest.raises(UsageError) as caught:
+            PruningReport.load(place)
+        assert str(caught.value) == f"{place} holds no {REPORT_NAME}: give the folder of a model pruned by hubprune"
+    (tmp_path / REPORT_NAME).write_text("{broken")
+    with pytest.raises(UsageError, match=rf"{REPORT_NAME} is not valid JSON \(.*\): restore it or prune again"):
+        PruningReport.load(tmp_path)
+    (tmp_path / "odd" / REPORT_NAME).mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"{REPORT_NAME} cannot be read \(Is a directory\): give a file"):
+        PruningReport.load(tmp_path / "odd")
+
+
+def test_writing_replaces_a_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+    assert path.stat().st_mode & 0o777 == 0o644
+    replace, seen = os.replace, []
+
+    def watched(source: str, target: Path) -> None:
+        seen.append((Path(source).read_text(), target.read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write_text(path, "new")
+    assert seen == [("new", "old")]
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError) as caught:
+        write_text(path, "new")
+    assert str(caught.value) == (
+        f"cannot write {path} (No space left on device): give a folder that is writable and has room"
+    )
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_is_not_saved_where_there_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in (("nowhere", "No such file or directory"), ("file", "Not a directory")):
+        with pytest.raises(OutputError, match=rf"cannot write .*{folder}.*\({reason}\): give a folder that is"):
+            full_report().save(tmp_path / folder)
