@@ -140,7 +140,9 @@ class PrunerMixin:
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         if self.hubprune_report is not None:
-            publish.write_record(save_directory, self.hubprune_report, self.tokenizer)
+            publish.write_record(
+                save_directory, self.hubprune_report, self.tokenizer, model=cast(PreTrainedModel, self)
+            )
         if push:
             self.push_to_hub(
                 publishing.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **publishing

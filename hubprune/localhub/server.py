@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -198,10 +199,9 @@ def serve(
     if not is_loopback(host):
         lines.append(f"Open to the network on {host}: traffic is not encrypted and tokens can be read on the way.")
     print("\n".join([*lines, "Press Ctrl+C to stop."]), flush=True)
-    try:
+    with suppress(KeyboardInterrupt):
         hub.run(listener)
-    except KeyboardInterrupt:
-        print("Stopped.", flush=True)
+    print("Stopped.", flush=True)
 
 
 def parse_users(specs: Iterable[str]) -> tuple[dict[str, str], set[str]]:

@@ -1,0 +1,106 @@
+"""Perplexity against a slow reference, with its protocol."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hubprune.calibration import Corpus, corpus_from_tokens, load_corpus
+from hubprune.errors import ConfigError, NumericalError
+from hubprune.evaluation import perplexity
+from hubprune.report import CorpusFacts
+from tests.families import FAMILIES, build, token_ids
+
+
+def reference(model, sequences) -> float:
+    """One token at a time, in float64."""
+    nats, count = 0.0, 0
+    for sequence in sequences:
+        for position in range(1, len(sequence)):
+            with torch.no_grad():
+                logits = model(input_ids=sequence[None, :position], use_cache=False).logits[0, -1].double()
+            nats -= float(torch.log_softmax(logits, -1)[sequence[position]])
+            count += 1
+    return math.exp(nats / count)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_perplexity_is_that_of_a_token_by_token_reference(family):
+    assert family in FAMILIES
+    model = build(family)
+    corpus = corpus_from_tokens(token_ids(5, 9), "domain")
+    found = perplexity(model, corpus, batch_size=2, progress=False)
+    assert found.perplexity == pytest.approx(reference(model, corpus.sequences), rel=1e-5)
+    assert (found.windows, found.tokens, found.window, found.stride) == (5, 5 * 8, 9, 9)
+    assert (found.variant, found.corpus, found.fingerprint) == ("pruned", "domain", corpus.facts.fingerprint)
+
+
+def test_windows_of_several_lengths_count_every_token_once():
+    model = build("llama")
+    sequences = (*token_ids(2, 6), *token_ids(3, 11, seed=1))
+    corpus = Corpus("x", sequences, CorpusFacts("x"))
+    found = perplexity(model, corpus, progress=False)
+    assert found.perplexity == pytest.approx(reference(model, sequences), rel=1e-5)
+    assert (found.tokens, found.window) == (2 * 5 + 3 * 10, 11)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_changes_nothing(batch_size):
+    model, corpus = build("llama"), corpus_from_tokens(token_ids(7, 10), "x")
+    whole = perplexity(model, corpus, batch_size=8, progress=False)
+    part = perplexity(model, corpus, batch_size=batch_size, progress=False)
+    assert part.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
+    assert part.stderr == pytest.approx(whole.stderr, rel=1e-4)
+
+
+def test_standard_error_says_how_far_another_draw_of_windows_lies():
+    """The error of 40 windows is the spread of many such means, and shrinks with the root of the windows."""
+    model = build("llama")
+    values = [
+        perplexity(model, corpus_from_tokens(token_ids(40, 8, seed=seed), "x"), progress=False).perplexity
+        for seed in range(60)
+    ]
+    spread = torch.tensor(values).std().item()
+    stated = perplexity(model, corpus_from_tokens(token_ids(40, 8, seed=99), "x"), progress=False).stderr
+    assert 0.6 < stated / spread < 1.6
+    assert perplexity(model, corpus_from_tokens(token_ids(1, 8), "x"), progress=False).stderr == 0.0
+
+
+def test_start_token_is_stated_as_it_is():
+    model = build("llama")
+    ids = token_ids(3, 8)
+    assert not perplexity(model, corpus_from_tokens(ids, "x"), progress=False).bos
+    ids[:, 0] = model.config.bos_token_id
+    assert perplexity(model, corpus_from_tokens(ids, "x"), progress=False).bos
+
+
+def test_sources_are_named_as_a_user_writes_them(demo_hub):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hubprune.demo import MEDICAL_ID, MODEL_ID
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
+    model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
+    corpus = load_corpus(f"{MEDICAL_ID}:default:test", tokenizer, num_samples=2, sequence_length=64)
+    assert perplexity(model, corpus, progress=False).sources == [f"{MEDICAL_ID}:default:test"]
+
+
+def test_model_is_left_as_it_was():
+    model = build("gpt2")
+    model.train()
+    model.transformer.h[1].eval()
+    before = [module.training for module in model.modules()]
+    perplexity(model, corpus_from_tokens(token_ids(), "x"), progress=False)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_what_cannot_be_stated_is_an_error():
+    model, corpus = build("llama"), corpus_from_tokens(token_ids(), "legal")
+    with pytest.raises(ConfigError, match="at least 1 sequence, got 0"):
+        perplexity(model, corpus, batch_size=0)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = math.nan
+    with pytest.raises(NumericalError, match="loss of the base model on the legal text is nan nats.* prune less"):
+        perplexity(model, corpus, variant="base", progress=False)
