@@ -8,8 +8,8 @@ old files.
 
 from __future__ import annotations
 
-import errno
 import glob
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune import __version__
 from hubprune.config import SourceConfig
-from hubprune.errors import (
-    AccessError,
-    CorpusError,
-    HubPruneError,
-    NotFoundError,
-    OfflineError,
-    OutputError,
-    UsageError,
-)
+from hubprune.errors import AccessError, CorpusError, HubPruneError, NotFoundError, OfflineError
+from hubprune.huberrors import LOG_IN, NOT_CACHED, hub_errors, one_line
 from hubprune.report import REPORT_NAME, PruningReport
 
 if TYPE_CHECKING:
@@ -41,9 +34,8 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 # Rows of a stream that are mixed before the first is handed out: enough to leave the order of the file, few enough to
 # read in a second or two.
 SHUFFLE_BUFFER = 1_000
-LOG_IN = "log in (hf auth login, HF_TOKEN or token=...)"
-NOT_CACHED = "the cache does not hold it"
-UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+# Files of a split that the rows of a stream are taken from in turn.
+FILES_AT_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -78,110 +70,6 @@ def make_api(token: Token = None) -> HfApi:
     return HfApi(token=token, library_name="hubprune", library_version=__version__)
 
 
-@contextmanager
-def hub_errors(what: str, repo_id: str, repo_type: str = "model", *, api: HfApi | None = None) -> Iterator[None]:
-    """Turn what the client raises inside the block into one error that says what to do; no message holds a token.
-
-    Args:
-        what: What is being done, a verb that the repository completes, such as ``push to``.
-        repo_id: The repository.
-        repo_type: ``model``, ``dataset`` or ``space``.
-        api: The client, for the address of its Hub.
-
-    Raises:
-        AccessError: The repository is gated or private, or the token may not do this.
-        NotFoundError: There is no such repository, revision or file.
-        OfflineError: The network is switched off, or the Hub is out of reach.
-        OutputError: The cache cannot be written.
-        UsageError: The name cannot be one of a repository.
-    """
-    try:
-        yield
-    except HubPruneError:
-        raise
-    except Exception as error:
-        from huggingface_hub import constants
-
-        endpoint = api.endpoint if api is not None else constants.ENDPOINT
-        page = f"{endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
-        start = f"cannot {what} {repo_id}: "
-        for link in _chain(error):
-            found = _translate(link, start, page, "data set" if repo_type == "dataset" else repo_type)
-            if found is not None:
-                raise found from error
-        if type(error) is OSError and error.errno is None:  # how transformers says that a file is missing
-            raise NotFoundError(start + _one_line(error)) from error
-        raise
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those it came from; transformers and datasets put their own in front of the client's."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or (link.__context__ if isinstance(link, OSError) else None)
-
-
-def _translate(error: BaseException, start: str, page: str, kind: str) -> HubPruneError | None:
-    from huggingface_hub import errors, is_offline_mode
-    from huggingface_hub.utils import httpx
-
-    match error:
-        case errors.GatedRepoError():
-            return AccessError(f"{start}it is gated; ask for access at {page} and {LOG_IN} as a user who has it")
-        case errors.RepositoryNotFoundError() if error.response.status_code == 401:
-            return AccessError(
-                f"{start}there is no public {kind} at {page}; check the name, or {LOG_IN} if it is private"
-            )
-        case errors.RepositoryNotFoundError():
-            return NotFoundError(f"{start}there is no {kind} at {page} that your token may see; check name and token")
-        case errors.RevisionNotFoundError():
-            return NotFoundError(f"{start}it has no such branch, tag or commit; {page} lists what it has")
-        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
-            return NotFoundError(start + _one_line(error, last=True))
-        case errors.LocalTokenNotFoundError():
-            return AccessError(f"{start}it needs a token and there is none; {LOG_IN}")
-        case errors.HfHubHTTPError():
-            return _translate_status(error.response.status_code, error.server_message, start)
-        case errors.HFValidationError():
-            return UsageError(f"{start}that is neither a folder nor the name of a repository, 'owner/name'; check it")
-        case httpx.TransportError() | errors.LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
-            if is_offline_mode():
-                remedy = f"the network is switched off (HF_HUB_OFFLINE) and {NOT_CACHED}; run once with the network"
-            else:
-                remedy = (
-                    f"{page} is out of reach; check the network, or set HF_HUB_OFFLINE=1 to use what is in the cache"
-                )
-            return OfflineError(start + remedy)
-        case OSError(errno=number) if number in UNWRITABLE:
-            place = error.filename or "the cache"
-            return OutputError(f"{start}{place} cannot be written ({error.strerror}); make room, or set HF_HOME")
-    return None
-
-
-def _translate_status(status: int, message: str | None, start: str) -> HubPruneError:
-    said = f"{start}the Hub answers {status}" + (f" ({_redact(message)})" if message else "")
-    match status:
-        case 401:
-            return AccessError(f"{said}; {LOG_IN} with a token that is valid")
-        case 402:
-            return AccessError(f"{said}: this needs a paid plan; take one, or do without")
-        case 403:
-            return AccessError(f"{said}; take a token that may do this, or a repository of your own")
-        case _ if status == 429 or status >= 500:
-            return OfflineError(f"{said}; try again later")
-    return HubPruneError(said)
-
-
-def _redact(text: str) -> str:
-    return re.sub(r"hf_\w+", "hf_...", text)
-
-
-def _one_line(error: BaseException, *, last: bool = False) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return _redact(lines[-1 if last else 0])
-
-
 def resolve_model(
     model_id: str, *, revision: str | None = None, token: Token = None, api: HfApi | None = None
 ) -> ResolvedRepo:
@@ -211,8 +99,8 @@ def resolve_dataset(
 def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> ResolvedRepo:
     from huggingface_hub import errors, is_offline_mode
 
-    folder = Path(repo_id).expanduser()
-    if folder.is_dir():
+    folder = local_path(repo_id)
+    if repo_id and folder.is_dir():
         return ResolvedRepo(repo_id, repo_type, local=True, card=_card_in(folder))
     if re.match(r"[./~]", repo_id):
         raise NotFoundError(f"there is no folder {repo_id}; check the path, or name a repository, 'owner/name'")
@@ -265,7 +153,7 @@ def read_report(repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = 
         UsageError: The report cannot be read.
         AccessError, OfflineError: As ``resolve_model``.
     """
-    folder = Path(repo.repo_id).expanduser()
+    folder = local_path(repo.repo_id)
     if not repo.local:
         api = api or make_api(token)
         try:
@@ -288,6 +176,8 @@ def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = No
     """
     api = api or make_api(token)
     start = f"cannot push to {repo_id}: "
+    if api.token is False:
+        raise AccessError(f"{start}it needs a token and there is none; {LOG_IN}")
     with hub_errors("push to", repo_id, api=api):
         me = api.whoami()
         if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -302,9 +192,14 @@ def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = No
     return False
 
 
+def local_path(place: str) -> Path:
+    """The path that a name stands for; ``~`` is the home folder, or stays as it is where there is none."""
+    return Path(os.path.expanduser(place))
+
+
 def local_file(source: SourceConfig) -> Path | None:
     """The path of a source that is a file, None for a data set of the Hub or a folder that holds one."""
-    path = Path(source.dataset).expanduser()
+    path = local_path(source.dataset)
     named = data_suffix(path) in READERS or re.match(r"[./~]", source.dataset) is not None
     return path if named and not path.is_dir() else None
 
@@ -364,7 +259,9 @@ def open_rows(
             address = _address(source.dataset, commit, token)
             rows = datasets.load_dataset(**address, name=source.config, split=source.split, streaming=streaming)
         if isinstance(rows, datasets.IterableDataset):
-            mixed: Any = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            # Reading several files at once, datasets waits 5 s for its threads at the end; one file needs no threads.
+            files_at_once = min(FILES_AT_ONCE, rows.num_shards)
+            mixed: Any = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=files_at_once)
         else:
             mixed = rows.shuffle(seed=seed, keep_in_memory=True)
         yield from enumerate(mixed)
@@ -374,8 +271,8 @@ def _address(dataset: str, commit: str | None, token: Token) -> dict[str, Any]:
     """Where ``datasets`` reads from: a local folder, the Hub, or without network that commit's files in the cache."""
     from huggingface_hub import is_offline_mode
 
-    if Path(dataset).expanduser().is_dir():
-        return {"path": str(Path(dataset).expanduser())}
+    if local_path(dataset).is_dir():
+        return {"path": str(local_path(dataset))}
     if is_offline_mode():
         return {"path": str(_cache(dataset, "dataset") / "snapshots" / str(commit))}
     return {"path": dataset, "revision": commit, "token": token}
@@ -398,9 +295,11 @@ def _reading(dataset: str) -> Iterator[None]:
                 f"{start}it comes with a program of its own, which is not run; take the copy that the Hub makes of "
                 f"most such data sets, '{dataset}@refs/convert/parquet', or another data set"
             ) from error
-        if is_offline_mode() and not Path(dataset).expanduser().exists():
+        if is_offline_mode() and not local_path(dataset).exists():
             raise OfflineError(
                 f"{start}the network is switched off (HF_HUB_OFFLINE) and {NOT_CACHED}, as rows that are streamed are "
                 "not kept; run once with the network and streaming=False"
             ) from error
-        raise CorpusError(f"{start}{_one_line(error)}; mend it, or take another data set") from error
+        # Reading without streaming hides the reason behind an error of its own, and a file without rows gives none.
+        reason = "it is empty" if isinstance(error, StopIteration) else one_line(error.__cause__ or error).rstrip(".")
+        raise CorpusError(f"{start}{reason}; mend it, or take another data set") from error

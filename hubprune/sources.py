@@ -13,14 +13,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubprune import hub
 from hubprune.config import SourceConfig
 from hubprune.errors import CorpusError, NotFoundError, did_you_mean
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 Row = Mapping[str, Any]
 
@@ -66,15 +63,12 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def resolve_source(
-    source: SourceConfig, *, token: str | bool | None = None, api: HfApi | None = None
-) -> tuple[SourceConfig, str | None]:
+def resolve_source(source: SourceConfig, *, token: str | bool | None = None) -> tuple[SourceConfig, str | None]:
     """Check that a source exists, and fill in its configuration and its split.
 
     Args:
         source: The source.
         token: Token of the Hub.
-        api: Client to use instead of one made from ``token``.
 
     Returns:
         The source and its commit; None for files.
@@ -89,12 +83,11 @@ def resolve_source(
     if path is not None:
         _check_file(source, path)
         return source, None
-    api = api or hub.make_api(token)
     try:
-        repo = hub.resolve_dataset(source.dataset, revision=source.revision, api=api)
+        repo = hub.resolve_dataset(source.dataset, revision=source.revision, token=token)
     except NotFoundError as error:
         raise CorpusError(str(error)) from error
-    where: dict[str, Any] = {"commit": repo.commit, "token": api.token}
+    where: dict[str, Any] = {"commit": repo.commit, "token": token}
     name = source.dataset
     configs = hub.dataset_configs(name, **where)
     config = source.config or (configs[0] if len(configs) == 1 else "default")
@@ -162,19 +155,17 @@ def _writer(source: SourceConfig, row: Row, tokenizer: Any) -> Callable[[Row], D
         template = parse_template(source.template)
         return lambda row: _filled(template, row, name)
     column = source.text_column or _text_column(row, name)
-    if _is_chat(_column(row, column, name)):
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise CorpusError(
-                f"{name} holds conversations (column {column!r}), and the tokenizer has no chat template: take the "
-                "tokenizer of a chat model, give a template such as '{prompt}', or take a data set of plain text"
-            )
-        return lambda row: _chat(_column(row, column, name), tokenizer, name)
-    return lambda row: Document(_as_text(_column(row, column, name), column, name))
+
+    def write(row: Row) -> Document:
+        value = _column(row, column, name)
+        return _chat(value, tokenizer, column, name) if _is_chat(value) else Document(_as_text(value, column, name))
+
+    return write
 
 
 def _text_column(row: Row, name: str) -> str:
     found = next((c for c in TEXT_COLUMNS if c in row and isinstance(row[c], str | None)), None)
-    found = found or next((c for c in CHAT_COLUMNS if c in row and _is_chat(row[c])), None)
+    found = found or next((c for c in CHAT_COLUMNS if c in row and (not row[c] or _is_chat(row[c]))), None)
     if found is not None:
         return found
     strings = [c for c, value in row.items() if isinstance(value, str)]
@@ -196,9 +187,12 @@ def _is_chat(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
 
 
-def _chat(turns: Any, tokenizer: Any, name: str) -> Document | None:
-    if not turns:
-        return None
+def _chat(turns: Any, tokenizer: Any, column: str, name: str) -> Document:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise CorpusError(
+            f"{name} holds conversations (column {column!r}), and the tokenizer has no chat template: take the "
+            "tokenizer of a chat model, give a template such as '{prompt}', or take a data set of plain text"
+        )
     messages = []
     for turn in turns:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
@@ -221,8 +215,11 @@ def _as_text(value: Any, column: str, name: str) -> str:
         return str(value)
     if value is None:
         return ""
-    inner = f" with the fields {', '.join(value)}: name one, as in '{{{column}.{next(iter(value))}}}'" if value else ""
-    raise CorpusError(f"column {column!r} of {name} is a {type(value).__name__}{inner}")
+    if isinstance(value, Mapping) and value:
+        remedy = f" with the fields {', '.join(value)}: name one, as in '{{{column}.{next(iter(value))}}}'"
+    else:
+        remedy = ", which is no text: name another column"
+    raise CorpusError(f"column {column!r} of {name} is a {type(value).__name__}{remedy}")
 
 
 @dataclass(frozen=True)

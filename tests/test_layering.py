@@ -13,14 +13,15 @@ PACKAGE = ROOT / "hubprune"
 
 # The reading order: a module imports only from those above it.
 ORDER = (
-    "errors resources environment sparsity presets config report hub calibration architecture replay stats criterion "
-    "criteria evidence masks apply pruner evaluation verify readme recipe card saving publish flow modeling quantizer "
-    "cli __main__"
+    "errors resources environment sparsity presets config report huberrors hub sources calibration architecture "
+    "replay stats criterion criteria evidence masks apply pruner evaluation verify readme recipe card saving publish "
+    "flow modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
-NO_TORCH = set("errors resources sparsity presets config report hub readme recipe card localhub __init__".split())
+NO_TORCH = {*"errors resources sparsity presets config report huberrors hub sources readme recipe card".split()}
+NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own.
 WRITES_WEIGHTS = {"apply"}

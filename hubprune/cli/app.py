@@ -31,7 +31,7 @@ def build() -> typer.Typer:
     app.command("verify", context_settings=FORGIVING)(verify)
     app.command("card", context_settings=FORGIVING)(card)
     app.command("demo")(demo)
-    hub = typer.Typer(help="An embedded Hub, to try a publishing pipeline without a network.")
+    hub = typer.Typer()
     hub.callback()(group)
     hub.command("serve")(serve)
     app.add_typer(hub, name="hub")

@@ -35,7 +35,7 @@ def serve(
 
 def demo(
     folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where everything is written. Without it: a temporary folder.")
+        Path | None, typer.Option(metavar="DIR", help="Where the Hub and all else is kept. Without it: demo-hub.")
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Go on serving the Hub at the end, until Ctrl+C.")] = False,
 ) -> None:

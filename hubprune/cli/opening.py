@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hubprune import flow, hub
 from hubprune.errors import HubPruneError, UnsupportedModelError
+from hubprune.huberrors import hub_errors
 
 
 class Opening:
@@ -45,7 +46,7 @@ class Opening:
 
     def weights(self) -> PreTrainedModel:
         """Download and load the model."""
-        with self._refusals(), hub.hub_errors("download", self.name):
+        with self._refusals(), hub_errors("download", self.name):
             return AutoModelForCausalLM.from_pretrained(
                 self.name, revision=self.repo.commit or "main", **self.keywords
             )

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from hubprune.cli.options import (
-    TEXT_HELP,
     RESULT_PANEL,
+    TEXT_HELP,
     TEXT_PANEL,
     CreatePrOption,
     DeviceMapOption,

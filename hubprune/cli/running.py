@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from hubprune import flow, publish, saving
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices
@@ -33,13 +33,13 @@ class Outline:
         matrices: Matrices to prune.
         targeted: Weights in them.
         parameters: Parameters of the model; tied ones count once.
-        facts: Model type, class and weight type.
+        facts: The model, as a report records it.
     """
 
     matrices: int
     targeted: int
     parameters: int
-    facts: dict[str, str]
+    facts: BaseFacts
 
 
 def run(request: Request) -> None:
@@ -52,10 +52,10 @@ def run(request: Request) -> None:
     if request.out is not None:
         saving.check_output(request.out)
     base = Opening(request.base, request.revision, request.loading)
-    outline = draw(request, base.config)
+    outline = draw(request, base)
     is_new = request.push is not None and publish.check_push(
         request.push,
-        BaseFacts(model_id=base.repo.repo_id, commit=base.repo.commit, **outline.facts),
+        outline.facts,
         outline.parameters,
         token=request.publishing["token"],
         create_pr=request.publishing["create_pr"],
@@ -91,7 +91,7 @@ def run(request: Request) -> None:
     tables.show(*tables.result(report, places))
 
 
-def draw(request: Request, config: PretrainedConfig) -> Outline:
+def draw(request: Request, base: Opening) -> Outline:
     """Find out from the config alone what would be pruned.
 
     Raises:
@@ -99,23 +99,21 @@ def draw(request: Request, config: PretrainedConfig) -> Outline:
         UnsupportedModelError: It is quantised, or not a decoder language model.
         ConfigError: The pattern or a name of a matrix does not fit it.
     """
-    done = getattr(config, "hubprune", None)
+    done = getattr(base.config, "hubprune", None)
     if done:
         raise UsageError(
-            f"{request.base} was already pruned ({done['pattern']}, {done['method']}): prune {done['base_model']} instead"
+            f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
         )
-    check_supported(config)
+    check_supported(base.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=bool(request.loading.get("trust_remote_code"))
-        )
+        model = AutoModelForCausalLM.from_config(base.config, trust_remote_code=base.keywords["trust_remote_code"])
     matrices = find_matrices(model, request.config.targets, request.config.ignore)
     check_pattern_fits(matrices, request.config.resolved_pattern())
     return Outline(
         matrices=len(matrices),
         targeted=sum(matrix.view().numel() for matrix in matrices),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        facts=describe(model),
+        facts=describe(model, model_id=base.repo.repo_id, commit=base.repo.commit),
     )
 
 

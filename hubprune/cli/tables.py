@@ -35,37 +35,25 @@ def warn(sentences: Iterable[str]) -> None:
 
 
 def methods() -> None:
-    """List the pruning methods, what each needs, and its options."""
-    table = _table(
-        ("method", "needs", "scope", "application", "options", "paper"),
-        [
-            (
-                f"{method.name}\n  {method.summary}",
-                _needs(method),
-                method.scope,
-                method.application,
-                _method_options(method),
-                f"arXiv:{method.arxiv}" if method.arxiv else "",
-            )
-            for method in METHODS.values()
-        ],
-        lines=True,
-    )
-    show(table)
+    """List the pruning methods: what each needs, its defaults and its options."""
+    show(_facts([(method.name, _about(method)) for method in METHODS.values()], "Methods"))
+
+
+def _about(method: Method) -> str:
+    lines = [
+        method.summary + (f" arXiv:{method.arxiv}" if method.arxiv else ""),
+        f"needs {_needs(method)}; scope {method.scope}, application {method.application}",
+    ]
+    for name, default in method.options.items():
+        values = "|".join(method.choices.get(name, ("NUMBER",)))
+        lines.append(f"--option {name}={values} (without it: {default})")
+    return "\n".join(lines) + "\n"
 
 
 def _needs(method: Method) -> str:
     if method.corpora == ("any",):
         return "general or domain text"
     return " and ".join(method.corpora) + " text" if method.corpora else "no text"
-
-
-def _method_options(method: Method) -> str:
-    rows = []
-    for name, default in method.options.items():
-        value = "|".join(method.choices[name]) if name in method.choices else "NUMBER"
-        rows.append(f"{name}={value} [{default}]")
-    return "\n".join(rows)
 
 
 def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
@@ -80,7 +68,7 @@ def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
     config = request.config
     rows = [
         ("base", _base(plan.repo.repo_id, plan.repo.commit)),
-        ("architecture", f"{outline.facts['architecture']}, {outline.parameters:,} parameters"),
+        ("architecture", f"{outline.facts.architecture}, {outline.parameters:,} parameters"),
         ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
         (
             "would remove",
@@ -134,12 +122,12 @@ def _comparison(report: PruningReport) -> Table:
         base, pruned = found.get("base"), found.get("pruned")
         ratio = f"{pruned.perplexity / base.perplexity:.3f}" if base is not None and pruned is not None else "-"
         rows.append((label, _value(base), _value(pruned), ratio))
-    return _table(("perplexity on", "base", "pruned", "pruned / base"), rows, numbers=True)
+    return _numbers(("perplexity on", "base", "pruned", "pruned / base"), rows)
 
 
 def measurements(rows: Sequence[Perplexity]) -> list[Any]:
     """Perplexities of one model, and how they were measured."""
-    table = _table(("text", "perplexity"), [(row.corpus, _value(row)) for row in rows], numbers=True)
+    table = _numbers(("text", "perplexity"), [(row.corpus, _value(row)) for row in rows])
     said = (
         "exp of the mean negative log likelihood per predicted token, in nats, with its standard error over windows."
     )
@@ -149,8 +137,8 @@ def measurements(rows: Sequence[Perplexity]) -> list[Any]:
 def _protocol(row: Perplexity) -> str:
     start = "each begins with the start token" if row.bos else "no start token"
     return (
-        f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every {row.stride}; "
-        f"{start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
+        f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every "
+        f"{row.stride}; {start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
     )
 
 
@@ -164,8 +152,8 @@ def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) ->
     corpora = report.corpora if report is not None else []
     used = {(s.dataset, s.config, s.split): corpus.name for corpus in corpora for s in corpus.sources}
     return [
-        f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the {text.name} "
-        "text comes from there too: its perplexity may be too good"
+        f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the "
+        f"{text.name} text comes from there too: its perplexity may be too good"
         for text in texts
         for source in text.sources
         if (name := used.get((source.dataset, source.config, source.split))) is not None
@@ -227,15 +215,13 @@ def _facts(rows: Iterable[tuple[str, str]], title: str) -> Table:
     return table
 
 
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False, lines: bool = False
-) -> Table:
+def _numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, show_lines=lines)
+    table = Table(box=box.SIMPLE)
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if numbers and index else "left", overflow="fold")
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
