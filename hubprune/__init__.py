@@ -25,8 +25,8 @@ _EXPORTS = {
     "load_corpus": "calibration",
     "perplexity": "evaluation",
     "prune": "pruner",
-    "publish": "publish",
-    "verify": "verify",
+    "publish": "publisher",
+    "verify": "verifier",
 }
 
 __all__ = [

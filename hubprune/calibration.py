@@ -127,6 +127,7 @@ def load_corpus(
                     commit=commit,
                     template=known.template,
                     text_column=known.text_column,
+                    weight=known.weight,
                     rows=taken[-1].documents,
                 )
             )

@@ -21,7 +21,7 @@ from hubprune.errors import ConfigError, CorpusError
 from hubprune.evaluation import perplexity
 from hubprune.pruner import prune
 from hubprune.report import PruningReport
-from hubprune.verify import make_probe
+from hubprune.verifier import make_probe
 
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
 EVALUATION_SAMPLES = 64

@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hubprune import flow, hub, publish
+from hubprune import flow, hub, publisher
 from hubprune.config import ALIASES, CORPUS_NAMES, PruningConfig
 from hubprune.errors import ConfigError, UsageError
 from hubprune.report import PruningReport
@@ -140,7 +140,7 @@ class PrunerMixin:
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         if self.hubprune_report is not None:
-            publish.write_record(
+            publisher.write_record(
                 save_directory, self.hubprune_report, self.tokenizer, model=cast(PreTrainedModel, self)
             )
         if push:
@@ -166,7 +166,7 @@ class PrunerMixin:
                 f"{type(self).__name__} carries no pruning report: prune it with from_pretrained, or hand the report "
                 "of hubprune.prune to hubprune.publish(model, repo_id, report=...)"
             )
-        return publish.publish(
+        return publisher.publish(
             cast(PreTrainedModel, self),
             repo_id,
             tokenizer=kwargs.pop("tokenizer", self.tokenizer),

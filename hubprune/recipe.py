@@ -58,26 +58,19 @@ def _spec(source: SourceFacts) -> str | None:
 def _preset(corpus: CorpusFacts) -> str | None:
     """The preset that names exactly these sources, None when there is none."""
     used = [
-        SourceConfig(s.dataset, s.config, s.split, template=s.template, text_column=s.text_column)
-        for s in corpus.sources
+        SourceConfig(s.dataset, s.config, s.split, None, s.template, s.text_column, s.weight) for s in corpus.sources
     ]
     for name, rows in CORPORA.items():
-        if used == [parse_source(row.dataset, template=row.template) for row in rows]:
+        if used == [parse_source(row.dataset, template=row.template, weight=row.weight) for row in rows]:
             return name
     return None
-
-
-def _weights(corpus: CorpusFacts) -> list[float]:
-    """Shares of the sources: a preset's own, otherwise equal, as for data sets joined with ``+``."""
-    name = _preset(corpus)
-    return [row.weight for row in CORPORA[name]] if name else [1.0] * len(corpus.sources)
 
 
 def _short(corpus: CorpusFacts) -> str | None:
     """The corpus as one string, pinned to commits; None when a string cannot say everything."""
     specs = [_spec(source) for source in corpus.sources]
     known = [spec for spec in specs if spec is not None]
-    if not specs or len(known) < len(specs) or len(set(_weights(corpus))) > 1:
+    if not specs or len(known) < len(specs) or len({source.weight for source in corpus.sources}) > 1:
         return None
     return "+".join(known)
 
@@ -96,7 +89,7 @@ def _corpus_expression(corpus: CorpusFacts) -> str:
     if not corpus.sources:
         return f"{re.sub(r'[^0-9A-Za-z_]', '_', corpus.name)}_texts"
     items = []
-    for source, weight in zip(corpus.sources, _weights(corpus), strict=True):
+    for source in corpus.sources:
         fields = {
             "config": source.config,
             "split": source.split,
@@ -107,7 +100,7 @@ def _corpus_expression(corpus: CorpusFacts) -> str:
         given = {"dataset": public(source.dataset)} | {
             key: value for key, value in fields.items() if value is not None
         }
-        items.append(_call("SourceConfig", given | ({"weight": weight} if weight != 1 else {})))
+        items.append(_call("SourceConfig", given | ({"weight": source.weight} if source.weight != 1 else {})))
     counts = f"num_samples={corpus.num_sequences}, sequence_length={corpus.sequence_length}"
     return f"CorpusConfig(sources=({', '.join(items)},), {counts}, packing={corpus.packing}, seed={corpus.seed})"
 

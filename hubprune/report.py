@@ -54,7 +54,7 @@ class BaseFacts:
 
 @dataclass
 class SourceFacts:
-    """One data set of a corpus as it was read; ``rows`` counts the rows used."""
+    """One data set of a corpus as it was read; ``rows`` counts those used, ``weight`` is its share of the samples."""
 
     dataset: str
     config: str | None = None
@@ -63,6 +63,7 @@ class SourceFacts:
     template: str | None = None
     rows: int = 0
     text_column: str | None = None
+    weight: float = 1.0
 
 
 @dataclass

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
 from hubprune.report import REPORT_NAME, PruningReport, write_text
-from hubprune.verify import make_probe
+from hubprune.verifier import make_probe
 
 README = "README.md"
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")

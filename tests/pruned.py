@@ -17,7 +17,7 @@ from hubprune.report import (
     SourceFacts,
     Totals,
 )
-from hubprune.verify import make_probe
+from hubprune.verifier import make_probe
 
 VOCABULARY = 96
 BASE_COMMIT = "a" * 40

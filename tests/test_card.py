@@ -255,7 +255,7 @@ def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningR
     wanted = []
     for row, source in zip(rows, parse_corpus("medical").sources, strict=True):
         wanted.append(dataclasses.replace(source, revision="e" * 40, template=row.template, weight=row.weight))
-    facts = [SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9) for s in wanted]
+    facts = [SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9, weight=s.weight) for s in wanted]
     report.corpora = [CorpusFacts("domain", facts, 8, 32, 256, packing=False, seed=3)]
     text = render_card(report, REPO)
     _, keywords, _ = called_with(python_block(text, "How it was made"))

@@ -15,9 +15,11 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import typer
 from huggingface_hub import HfApi
 
@@ -30,7 +32,7 @@ from hubprune.errors import AccessError, NotFoundError
 from hubprune.presets import METHODS
 from hubprune.recipe import cli_recipe
 from hubprune.report import REPORT_NAME, PruningReport, Verification
-from hubprune.verify import CHECKS
+from hubprune.verifier import CHECKS
 from tests.localhub_helpers import run_command
 from tests.pruned import VOCABULARY, prune_by_hand, save_plain, tiny_model, tiny_tokenizer
 
@@ -89,14 +91,21 @@ def world(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     tiny_tokenizer().save_pretrained(folder / "models" / BASE)
     pruned = tiny_model()
     save_plain(pruned, prune_by_hand(pruned), folder / "models" / "cli" / "pruned")
-    encoder = folder / "models" / "cli" / "encoder"
-    encoder.mkdir()
-    (encoder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
-    own_code = folder / "models" / "cli" / "own-code"
-    own_code.mkdir()
-    (own_code / "config.json").write_text(
-        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}'
-    )
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    broken.save_pretrained(folder / "models" / "cli" / "broken")
+    configs = {
+        "encoder": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "quantised": {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "own-code": {
+            "model_type": "own",
+            "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+        },
+    }
+    for name, config in configs.items():
+        (folder / "models/cli" / name).mkdir()
+        (folder / "models/cli" / name / "config.json").write_text(json.dumps(config))
     for seed, name in enumerate((STORIES, NOTES, "google-research-datasets/mbpp")):
         data = folder / "datasets" / name
         data.mkdir(parents=True)
@@ -429,6 +438,7 @@ def test_dry_run_checks_everything_and_leaves_no_trace(
         (["./absent"], "there is no folder"),
         (["cli/encoder"], "BertForMaskedLM"),
         (["cli/pruned"], "already pruned (magnitude, 2:4): prune org/base instead"),
+        (["cli/quantised"], "already quantised (gptq)"),
         (["cli/own-code"], "trust_remote_code"),
         ([BASE, "--pattern", "2:5"], "divisible by 5"),
         ([BASE, "--targets", "q_porj"], "q_proj"),
@@ -447,6 +457,25 @@ def test_refusal_comes_before_the_weights(call: Call, world: Any, words: list[st
     words = words if "--method" in words else [*words, "--method", "magnitude"]
     length = [] if "--num-samples" not in words else ["--sequence-length", "16"]
     assert told in line(call("prune", *words, *length, "--dry-run"))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_text_that_cannot_be_used_is_refused_before_the_weights(call: Call, world: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n  \n\n")
+    words = ("prune", BASE, "--method", "wanda", "--dry-run")
+    assert "no text that can be used" in line(call(*words, "--domain", tmp_path / "empty.txt"))
+    path = write(tmp_path, f"domain: {{sources: [{{dataset: {NOTES}, text_column: body}}], num_samples: 1}}\n")
+    told = line(call(*words, "--config", path))
+    assert "no column 'body'; its columns are text" in told
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_gated_model_is_refused_with_the_page_to_ask_on(call: Call, world: Any, hub_api: Callable[..., HfApi]) -> None:
+    api = hub_api("me")
+    api.create_repo("me/cli-gated")
+    api.update_repo_settings("me/cli-gated", gated="manual")
+    words = ("prune", "me/cli-gated", "--method", "magnitude", "--dry-run", "--token", world.token("guest"))
+    assert f"it is gated; ask for access at {world.url}/me/cli-gated" in line(call(*words))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -474,6 +503,25 @@ def test_folder_that_cannot_be_written_is_refused_first(call: Call, tmp_path: Pa
         tmp_path.chmod(0o500)
         assert "cannot write" in line(call(*words, tmp_path / "folder"))
         tmp_path.chmod(0o700)
+
+
+def test_folder_without_room_and_broken_weights_are_refused_before_the_work(
+    call: Call, world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("--method", "magnitude", "--out", tmp_path / "model")
+    code, out, err = call("prune", "cli/broken", *words)
+    assert (code, out) == (2, "")
+    assert "warning: the result goes without a tokenizer" in err
+    assert "model.layers.1.mlp.up_proj" in err.splitlines()[-1]
+    assert "transformers does not load cli/broken" in line(call("prune", "cli/broken", *words, "--eval", f"a={NOTES}"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr("hubprune.flow.execute", lambda *_, **__: pytest.fail("it was pruned"))
+    code, out, err = call("prune", BASE, *words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"error: saving needs .* 1,000 bytes free: make room or give another folder", err.splitlines()[-1]
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # A whole run
@@ -515,7 +563,7 @@ def test_failed_push_keeps_the_model_and_says_how_to_push_it_again(
         raise AccessError("the Hub refuses")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hubprune.publish.publish_folder", refuse)
+        patch.setattr("hubprune.publisher.publish_folder", refuse)
         code, out, err = call(*words)
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]

@@ -148,7 +148,7 @@ def test_second_run_updates_the_repository_and_serves_it(printed: str, place: Pl
     with place.start(serve=True) as process:
         assert process.stdout is not None
         try:
-            text = "".join(iter(process.stdout.readline, ""))if False else _read_until(process, "Ctrl-C")
+            text = "".join(iter(process.stdout.readline, "")) if False else _read_until(process, "Ctrl-C")
             page = re.search(rf"http://[\d.:]+/{PUSHED_ID}", text)
             assert page, text
             with urllib.request.urlopen(page[0], timeout=30) as reply:

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "hubprune"
 
 # The reading order: a module imports only from those above it.
 ORDER = (
-    "errors resources environment sparsity presets config report huberrors hub sources calibration architecture "
-    "replay stats criterion criteria evidence masks apply pruner evaluation verify readme recipe card saving publish "
-    "flow modeling quantizer cli __main__"
+    "errors resources environment sparsity presets config report huberrors hub sources calibration "
+    "architecture replay stats criterion criteria evidence masks apply pruner evaluation verifier readme "
+    "recipe card saving publisher flow modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
@@ -27,7 +27,7 @@ REGISTERS_HOOKS = {"replay"}
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "saving", "publish", "localhub", "demo"}
+TALKS_TO_HUB = {"hub", "saving", "publisher", "localhub", "demo"}
 CLIENT = {"HfApi", "hf_hub_download", "load_dataset", "snapshot_download"}
 MAX_LINES = 400
 

@@ -264,7 +264,7 @@ def test_pushing_a_model_that_was_not_pruned_is_refused():
 
 def test_a_push_without_permission_is_refused_before_any_work(model, hub, monkeypatch):
     monkeypatch.setattr(
-        "hubprune.publish.save", lambda *_a, **_k: pytest.fail("saved before the permission was known")
+        "hubprune.publisher.save", lambda *_a, **_k: pytest.fail("saved before the permission was known")
     )
     with pytest.raises(AccessError, match="guest may not create it; push to a repository of guest"):
         model.push_to_hub("me/not-yours", token=hub.token("guest"))

@@ -21,7 +21,9 @@ COMMIT = "a" * 40
 def facts(name: str, *sources: SourceConfig, **fields: Any) -> CorpusFacts:
     """A corpus as it was used, 16 sequences of 64 tokens from the sources."""
     rows = [
-        SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, text_column=s.text_column, rows=9)
+        SourceFacts(
+            s.dataset, s.config, s.split, s.revision, s.template, text_column=s.text_column, rows=9, weight=s.weight
+        )
         for s in sources
     ]
     return CorpusFacts(name, rows, **{"num_sequences": 16, "sequence_length": 64, "tokens": 1024, **fields})

@@ -31,7 +31,7 @@ from hubprune.report import (
 
 def full_report() -> PruningReport:
     """A report in which no field has its default."""
-    source = SourceFacts("org/set", "small", "train", "c" * 40, "{text}", text_column="text", rows=7)
+    source = SourceFacts("org/set", "small", "train", "c" * 40, "{text}", text_column="text", rows=7, weight=2.0)
     return PruningReport(
         base=BaseFacts(
             "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}

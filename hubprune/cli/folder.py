@@ -35,7 +35,7 @@ def push(
     dry_run: DryRunOption = False,
 ) -> None:
     """Verify the folder of a pruned model and publish it in one commit."""
-    from hubprune.publish import publish_folder
+    from hubprune.publisher import publish_folder
 
     done = publish_folder(
         folder,
@@ -52,7 +52,7 @@ def push(
 
 def verify(folder: FolderArgument, trust_remote_code: TrustOption = False) -> None:
     """Check that the folder of a pruned model holds what its report says; write the stamp into the report."""
-    from hubprune.verify import verify as check
+    from hubprune.verifier import verify as check
 
     tables.show(tables.stamp(check(folder, trust_remote_code=trust_remote_code)))
 

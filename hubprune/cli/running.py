@@ -6,23 +6,23 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from hubprune import flow, publish, saving
+from hubprune import flow, publisher, saving
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.opening import Opening
 from hubprune.cli.prune import Request
-from hubprune.errors import UsageError
+from hubprune.errors import NotFoundError, UnsupportedModelError, UsageError
 from hubprune.report import BaseFacts, PruningReport
-from hubprune.verify import verify
+from hubprune.verifier import verify
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def run(request: Request) -> None:
         saving.check_output(request.out)
     base = Opening(request.base, request.revision, request.loading)
     outline = draw(request, base)
-    is_new = request.push is not None and publish.check_push(
+    is_new = request.push is not None and publisher.check_push(
         request.push,
         outline.facts,
         outline.parameters,
@@ -68,7 +68,7 @@ def run(request: Request) -> None:
         request.corpora,
         settings=request.settings,
         evaluation=request.evaluation,
-        tokenizer=base.tokenizer,
+        tokenizer=_tokenizer(request, base),
         keywords=base.keywords,
         progress=progress,
     )
@@ -117,6 +117,17 @@ def draw(request: Request, base: Opening) -> Outline:
     )
 
 
+def _tokenizer(request: Request, base: Opening) -> PreTrainedTokenizerBase | None:
+    """The base's tokenizer, which goes with the pruned model; only where no text is read may there be none."""
+    try:
+        return base.tokenizer
+    except (NotFoundError, UnsupportedModelError) as error:
+        if request.corpora or isinstance(request.evaluation, Mapping):
+            raise
+        tables.warn([f"the result goes without a tokenizer: {error}"])
+        return None
+
+
 @contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
     """Where the model is written; without a folder of the user's, a temporary one that goes once it was pushed.
@@ -139,7 +150,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _push(folder: Path, repo_id: str, request: Request) -> str:
     print(f"The pruned model is in {folder}; checking and pushing it.", file=sys.stderr)
     try:
-        return tables.destination(publish.publish_folder(folder, repo_id, **request.publishing))
+        return tables.destination(publisher.publish_folder(folder, repo_id, **request.publishing))
     except Exception as error:
         again = shlex.join(["hubprune", "push", str(folder), repo_id])
         error.add_note(f"the pruned model is in {folder}, push it again with: {again}")

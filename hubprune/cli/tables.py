@@ -31,7 +31,7 @@ def show(*tables: Any) -> None:
 def warn(sentences: Iterable[str]) -> None:
     """Print what the user should know to the error stream."""
     for sentence in sentences:
-        print(f"warning: {sentence}", file=sys.stderr)
+        print("warning: " + " ".join(sentence.split()), file=sys.stderr)
 
 
 def methods() -> None:

@@ -120,7 +120,8 @@ def _environment(hub: Mapping[str, str], cache: Path) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **hub, "HF_HOME": str(cache.resolve()), **quiet}
+    # A second thread has nothing to do in so small a model, and on a busy machine the first would wait for it.
+    return {**kept, **hub, "HF_HOME": str(cache.resolve()), "OMP_NUM_THREADS": "1", **quiet}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hubprune.errors import NumericalError, UsageError, VerificationError
 from hubprune.report import PruningReport
-from hubprune.verify import CHECKS, TOLERANCES, make_probe, verify
+from hubprune.verifier import CHECKS, TOLERANCES, make_probe, verify
 from tests.families import build
 from tests.pruned import VOCABULARY, prune_by_hand, save_plain, tiny_model, tiny_tokenizer
 

@@ -17,11 +17,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hubprune import publish as publishing
+from hubprune import publisher as publishing
 from hubprune.errors import AccessError, OutputError, UsageError, VerificationError
-from hubprune.publish import UploadPlan, publish, publish_folder, save, write_record
+from hubprune.publisher import UploadPlan, publish, publish_folder, save, write_record
 from hubprune.report import REPORT_NAME, PruningReport
-from hubprune.verify import CHECKS, verify
+from hubprune.verifier import CHECKS, verify
 from tests.pruned import prune_by_hand, tiny_model, tiny_tokenizer
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", REPORT_NAME, "README.md"}

@@ -24,7 +24,7 @@ from hubprune.readme import join_own
 from hubprune.recipe import base_on_hub
 from hubprune.report import REPORT_NAME, BaseFacts, PruningReport, Totals, write_text
 from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save, write_record
-from hubprune.verify import verify
+from hubprune.verifier import verify
 
 __all__ = ["UploadPlan", "publish", "publish_folder", "save", "write_record"]
 
