@@ -20,9 +20,7 @@ FORGIVING = {"token_normalize_func": option_name}
 
 def build() -> typer.Typer:
     """Return the command line, ready to run."""
-    app = typer.Typer(
-        help="Turn a model of the Hugging Face Hub into a domain expert by pruning.", add_completion=False
-    )
+    app = typer.Typer(add_completion=False)
     app.callback(invoke_without_command=True)(root)
     app.command("prune", context_settings=FORGIVING)(prune)
     app.command("methods")(methods)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune import flow, hub
@@ -43,6 +44,12 @@ class Opening:
         """The model's tokenizer."""
         with self._refusals():
             return flow.load_tokenizer(self.name, self.repo, self.keywords)
+
+    def outline(self) -> PreTrainedModel:
+        """The model without its weights: modules and shapes, on the meta device."""
+        with self._refusals(), torch.device("meta"):
+            trusted = bool(self.keywords["trust_remote_code"])
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=trusted)
 
     def weights(self) -> PreTrainedModel:
         """Download and load the model."""

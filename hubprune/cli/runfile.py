@@ -13,9 +13,8 @@ from typing import Any
 import typer
 
 from hubprune.cli.options import option_name
+from hubprune.config import CORPUS_NAMES
 from hubprune.errors import ConfigError, did_you_mean
-
-CORPORA = ("general", "domain")
 
 
 def read_run_file(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -38,6 +37,8 @@ def read_run_file(ctx: typer.Context, path: Path | None) -> Path | None:
             parameter = known.get(option_name(key))
             if parameter is None:
                 problems.append(f"{path} has {key!r}, which is no option of this command: {did_you_mean(key, known)}")
+            elif parameter.name in words or parameter.name in structured:
+                problems.append(f"{path} has {key!r}, another word for an option that is there already: give it once")
             elif not isinstance(value, str) and _may_have_structure(parameter.name, value):
                 structured[parameter.name] = value
             else:
@@ -50,7 +51,7 @@ def read_run_file(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def _may_have_structure(name: str | None, value: Any) -> bool:
-    return name in CORPORA or (name == "evaluation" and isinstance(value, dict))
+    return name in CORPUS_NAMES or (name == "evaluation" and isinstance(value, dict))
 
 
 def _entries(path: Path) -> list[tuple[str, Any]]:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hubprune import flow, publisher, saving
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices
@@ -105,8 +104,7 @@ def draw(request: Request, base: Opening) -> Outline:
             f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
         )
     check_supported(base.config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(base.config, trust_remote_code=base.keywords["trust_remote_code"])
+    model = base.outline()
     matrices = find_matrices(model, request.config.targets, request.config.ignore)
     check_pattern_fits(matrices, request.config.resolved_pattern())
     return Outline(
