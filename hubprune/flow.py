@@ -11,30 +11,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune import hub
-from hubprune.architecture import check_supported, describe, max_length
+from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
-from hubprune.errors import ConfigError, CorpusError
+from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError
 from hubprune.evaluation import perplexity
+from hubprune.opening import Opening
 from hubprune.pruner import prune
-from hubprune.report import PruningReport
+from hubprune.report import BaseFacts, PruningReport
 from hubprune.verifier import make_probe
 
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
 EVALUATION_SAMPLES = 64
 
-HUB_KEYWORDS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "trust_remote_code",
-    "proxies",
-    "subfolder",
-)
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run will meet, known before any weight is downloaded.
+
+    Attributes:
+        matrices: Matrices to prune.
+        targeted: Weights in them.
+        parameters: Parameters of the model; tied ones count once.
+        facts: The model, as a report records it.
+    """
+
+    matrices: int
+    targeted: int
+    parameters: int
+    facts: BaseFacts
 
 
 @dataclass
@@ -42,73 +50,61 @@ class Plan:
     """A run that passed all checks.
 
     Attributes:
-        repo: The base model, resolved to a commit.
+        base: The base model.
         config: What to prune and how.
-        model_config: The base's config.
-        tokenizer: The base's tokenizer.
+        tokenizer: The base's tokenizer; None where it has none.
         corpora: Calibration text by name.
         evaluation: Held-out text by label.
         warnings: What the user should know.
-        trust_remote_code: Whether the user let the repository's own code run.
         seconds: Time that preparing took.
     """
 
-    repo: hub.ResolvedRepo
+    base: Opening
     config: PruningConfig
-    model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
     corpora: dict[str, Corpus]
     evaluation: dict[str, Corpus]
     warnings: list[str] = field(default_factory=list)
-    trust_remote_code: bool = False
     seconds: float = 0.0
 
 
-def load_config(base: str, repo: hub.ResolvedRepo, keywords: Mapping[str, Any]) -> PretrainedConfig:
-    """Read the base's config at the resolved commit.
+def draw(base: Opening, config: PruningConfig) -> Outline:
+    """Find out from the base's config alone what would be pruned.
 
-    Args:
-        base: Repository or local folder.
-        repo: What it resolved to.
-        keywords: Keywords of ``from_pretrained``; those about the Hub are used.
+    Raises:
+        UnsupportedModelError: The model is quantised, or not a decoder language model.
+        ConfigError: The pattern or the name of a matrix does not fit it.
     """
-    passed = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
-    with hub.hub_errors("read the config of", base):
-        return AutoConfig.from_pretrained(base, revision=repo.commit or "main", **passed)
-
-
-def load_tokenizer(base: str, repo: hub.ResolvedRepo, keywords: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """Load the base's tokenizer at the resolved commit; arguments as ``load_config``."""
-    passed = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
-    with hub.hub_errors("read the tokenizer of", base):
-        return AutoTokenizer.from_pretrained(base, revision=repo.commit or "main", **passed)
+    check_supported(base.config)
+    matrices = find_matrices(base.outline, config.targets, config.ignore)
+    check_pattern_fits(matrices, config.resolved_pattern())
+    return Outline(
+        matrices=len(matrices),
+        targeted=sum(matrix.view().numel() for matrix in matrices),
+        parameters=sum(parameter.numel() for parameter in base.outline.parameters()),
+        facts=describe(base.outline, model_id=base.repo.repo_id, commit=base.repo.commit),
+    )
 
 
 def prepare(
-    base: str,
-    repo: hub.ResolvedRepo,
-    model_config: PretrainedConfig,
+    base: Opening,
     config: PruningConfig,
     corpora: Mapping[str, Any],
     *,
     settings: Mapping[str, Any],
     evaluation: str | Mapping[str, Any] | None = "auto",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    keywords: Mapping[str, Any],
     progress: bool = True,
 ) -> Plan:
     """Check a request and read its text; downloads the tokenizer and rows of the data sets, no weights.
 
     Args:
-        base: Repository or local folder of the base model.
-        repo: What it resolved to.
-        model_config: The base's config.
+        base: The base model.
         config: What to prune and how.
         corpora: Calibration text by name, as ``parse_corpus`` reads it, or ``Corpus``, or token ids ``(n, T)``.
         settings: Fields of ``CorpusConfig`` for corpora that carry none.
         evaluation: ``auto`` for the held-out splits of the calibration sets, text by label, or None for none.
         tokenizer: The tokenizer, None to load the base's.
-        keywords: Keywords of ``from_pretrained``.
         progress: Whether to show progress bars.
 
     Raises:
@@ -116,25 +112,34 @@ def prepare(
         refused.
     """
     started = time.perf_counter()
-    check_supported(model_config)
     unknown = [name for name in corpora if name not in CORPUS_NAMES]
     if unknown:
         raise ConfigError(f"corpora are called {' and '.join(CORPUS_NAMES)}, got {', '.join(unknown)}")
     config.check_corpora(tuple(corpora))
-    if tokenizer is None and (corpora or isinstance(evaluation, Mapping)):
-        tokenizer = load_tokenizer(base, repo, keywords)
-    reader = _Reader(tokenizer, max_length(model_config), keywords.get("token"), progress)
+    draw(base, config)
+    warnings: list[str] = []
+    if tokenizer is None:
+        try:
+            tokenizer = base.tokenizer
+        except (NotFoundError, UnsupportedModelError) as error:
+            if isinstance(evaluation, Mapping) or not all(_is_tokens(value) for value in corpora.values()):
+                raise
+            warnings.append(f"the result goes without a tokenizer: {error}")
+    reader = _Reader(tokenizer, max_length(base.config), base.keywords.get("token"), progress)
     loaded, parsed = {}, {}
     for name, value in corpora.items():
-        if isinstance(value, str | CorpusConfig | Mapping | list | tuple):
+        if not _is_tokens(value):
             parsed[name] = parse_corpus(value, **settings)
         loaded[name] = reader.calibration(name, parsed.get(name, value))
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
-    held, warnings = reader.evaluation(evaluation, parsed, settings, used)
+    held, missing = reader.evaluation(evaluation, parsed, settings, used)
     refuse_overlap(loaded.values(), held.values())
-    trusted = bool(keywords.get("trust_remote_code"))
-    seconds = time.perf_counter() - started
-    return Plan(repo, config, model_config, tokenizer, loaded, held, warnings, trusted, seconds)
+    return Plan(base, config, tokenizer, loaded, held, warnings + missing, time.perf_counter() - started)
+
+
+def _is_tokens(value: Any) -> bool:
+    """Whether a corpus needs no tokenizer any more."""
+    return isinstance(value, Corpus | torch.Tensor)
 
 
 class _Reader:
@@ -151,7 +156,7 @@ class _Reader:
     def calibration(self, name: str, value: Any) -> Corpus:
         if isinstance(value, Corpus):
             return value
-        if hasattr(value, "dim"):
+        if isinstance(value, torch.Tensor):
             return corpus_from_tokens(value, name)
         return self._load(value, name)
 
@@ -210,14 +215,15 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
 
     before = measure("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
+    repo = plan.base.repo
     report.base = describe(
         model,
-        model_id=plan.repo.repo_id,
-        revision=plan.repo.revision,
-        commit=plan.repo.commit,
-        trust_remote_code=plan.trust_remote_code,
-        gated=plan.repo.gated,
-        card=plan.repo.card,
+        model_id=repo.repo_id,
+        revision=repo.revision,
+        commit=repo.commit,
+        trust_remote_code=bool(plan.base.keywords["trust_remote_code"]),
+        gated=repo.gated,
+        card=repo.card,
     )
     report.evaluation = before + measure("pruned")
     report.warnings = plan.warnings + report.warnings

@@ -8,6 +8,7 @@ old files.
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -211,18 +212,29 @@ def data_suffix(path: Path) -> str:
 
 def dataset_configs(dataset: str, *, commit: str | None = None, token: Token = None) -> list[str]:
     """List the configurations of a data set on the Hub, or of a local folder; errors as in ``open_rows``."""
-    import datasets
-
-    with _reading(dataset):
-        return list(datasets.get_dataset_config_names(**_address(dataset, commit, token)))
+    return _listed(dataset, None, commit, token)
 
 
 def dataset_splits(dataset: str, config: str | None, *, commit: str | None = None, token: Token = None) -> list[str]:
     """List the splits of a configuration; errors as in ``open_rows``."""
+    return _listed(dataset, config or "default", commit, token)
+
+
+def _listed(dataset: str, config: str | None, commit: str | None, token: Token) -> list[str]:
+    """The configurations, or the splits of one; a commit never changes, so it is asked once."""
+    ask = _ask if commit is not None else _ask.__wrapped__
+    return list(ask(dataset, config, commit, token))
+
+
+@functools.lru_cache(maxsize=256)
+def _ask(dataset: str, config: str | None, commit: str | None, token: Token) -> tuple[str, ...]:
     import datasets
 
     with _reading(dataset):
-        return list(datasets.get_dataset_split_names(**_address(dataset, commit, token), config_name=config))
+        address = _address(dataset, commit, token)
+        if config is None:
+            return tuple(datasets.get_dataset_config_names(**address))
+        return tuple(datasets.get_dataset_split_names(**address, config_name=config))
 
 
 def open_rows(

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hubprune import flow, hub, publisher
 from hubprune.config import ALIASES, CORPUS_NAMES, PruningConfig
 from hubprune.errors import ConfigError, UsageError
+from hubprune.opening import Opening
 from hubprune.report import PruningReport
 
 logger = logging.get_logger(__name__)
@@ -86,45 +87,27 @@ class PrunerMixin:
         corpora = {
             name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None
         }
-        token = kwargs.get("token")
-        repo = hub.resolve_model(base, revision=kwargs.pop("revision", None), token=token)
-        model_config = flow.load_config(base, repo, kwargs)
-        if getattr(model_config, "hubprune", None):
+        opening = Opening(base, kwargs.pop("revision", None), kwargs)
+        done = getattr(opening.config, "hubprune", None)
+        if done:
             if pruning_config or asked or corpora:
-                logger.warning(
-                    "%s was already pruned (%s); it is loaded as it is.", base, model_config.hubprune["pattern"]
-                )
-            return cls._reopen(base, repo, model_args, kwargs, tokenizer)
+                logger.warning("%s was already pruned (%s); it is loaded as it is.", base, done["pattern"])
+            model = opening.weights(cls._load, *model_args)
+            model.tokenizer = tokenizer or opening.tokenizer
+            model.hubprune_report = hub.read_report(opening.repo, token=kwargs.get("token"))
+            return model
         plan = flow.prepare(
-            base,
-            repo,
-            model_config,
+            opening,
             config,
             corpora,
             settings=settings,
             evaluation=evaluation,
             tokenizer=tokenizer,
-            keywords=kwargs,
             progress=progress,
         )
-        model = cls._fetch(base, repo, model_args, kwargs)
+        model = opening.weights(cls._load, *model_args)
         model.hubprune_report = flow.execute(model, plan, progress=progress)
         model.tokenizer = plan.tokenizer
-        return model
-
-    @classmethod
-    def _fetch(cls, base: str, repo: hub.ResolvedRepo, model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with hub.hub_errors("download", base):
-            return cls._load(base, *model_args, revision=repo.commit or "main", **kwargs)
-
-    @classmethod
-    def _reopen(
-        cls, base: str, repo: hub.ResolvedRepo, model_args: tuple[Any, ...], kwargs: dict[str, Any], tokenizer: Any
-    ) -> Any:
-        """Load a model that hubprune pruned before, with its tokenizer and its report."""
-        model = cls._fetch(base, repo, model_args, kwargs)
-        model.tokenizer = tokenizer or flow.load_tokenizer(base, repo, kwargs)
-        model.hubprune_report = hub.read_report(repo, token=kwargs.get("token"))
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

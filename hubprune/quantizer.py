@@ -15,9 +15,10 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hubprune import flow, hub
+from hubprune import flow
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
 from hubprune.errors import ConfigError
+from hubprune.opening import Opening
 
 METHOD_NAME = "hubprune"
 
@@ -89,17 +90,12 @@ class PruneOnLoad(HfQuantizer):
             )
         request = self.quantization_config
         self.remove_quantization_config(model)
-        base = str(model.config.name_or_path)
-        repo = hub.resolve_model(base, revision=getattr(model.config, "_commit_hash", None), token=request.token)
+        trusted = type(model).__module__.startswith("transformers_modules")
+        commit = getattr(model.config, "_commit_hash", None)
+        base = Opening(str(model.config.name_or_path), commit, {"token": request.token, "trust_remote_code": trusted})
+        base.config, base.outline = model.config, model  # they are here already
         plan = flow.prepare(
-            base,
-            repo,
-            model.config,
-            request.pruning,
-            request.corpora,
-            settings=request.settings,
-            evaluation=request.evaluation,
-            keywords={"token": request.token},
+            base, request.pruning, request.corpora, settings=request.settings, evaluation=request.evaluation
         )
         report = flow.execute(model, plan)
         # Through Any: a module declares its attributes as tensors and modules.

@@ -157,7 +157,7 @@ def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
         return None
     words = ["hubprune", "prune", public(report.base.model_id)]
     options: dict[str, Any] = {"revision": report.base.commit if base_on_hub(report) else None, **settings}
-    options |= corpora | shared
+    options |= corpora | shared | {"dtype": report.base.dtype or None}
     options |= {"push": repo_id} if repo_id else {"out": "pruned-model"}
     for key, value in options.items():
         if value is not None:

@@ -245,7 +245,7 @@ def test_the_command_says_the_same(report: PruningReport) -> None:
     assert command.startswith(
         f"hubprune prune org/base --revision {'a' * 40} --method d-pruner --sparsity 0.5 --general "
     )
-    assert command.endswith(f"--num-samples 24 --sequence-length 64 --push {REPO}")
+    assert command.endswith(f"--num-samples 24 --sequence-length 64 --dtype bfloat16 --push {REPO}")
 
 
 def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningReport) -> None:

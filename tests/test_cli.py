@@ -125,7 +125,7 @@ def world(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing large may be downloaded."""
-    from hubprune.cli.opening import Opening
+    from hubprune.opening import Opening
 
     def refuse(self: Any) -> None:
         raise AssertionError("the weights were downloaded")

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hubprune"
 ORDER = (
     "errors resources environment sparsity presets config report huberrors hub sources calibration "
     "architecture replay stats criterion criteria evidence masks apply pruner evaluation verifier readme "
-    "recipe card saving publisher flow modeling quantizer cli __main__"
+    "recipe card saving publisher opening flow modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}

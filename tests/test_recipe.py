@@ -90,7 +90,7 @@ def test_a_plain_run_is_one_call_and_one_command() -> None:
     assert cli_recipe(made, "me/out") == (
         f"hubprune prune org/base --revision {COMMIT} --method d-pruner --sparsity 0.6 "
         f"--general org/stories@{'b' * 40}::train --domain org/exams@{'c' * 40}:small:train "
-        "--num-samples 16 --sequence-length 64 --push me/out"
+        "--num-samples 16 --sequence-length 64 --dtype bfloat16 --push me/out"
     )
 
 

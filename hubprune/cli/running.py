@@ -6,39 +6,18 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from hubprune import flow, publisher, saving
-from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
-from hubprune.cli.opening import Opening
 from hubprune.cli.prune import Request
-from hubprune.errors import NotFoundError, UnsupportedModelError, UsageError
-from hubprune.report import BaseFacts, PruningReport
+from hubprune.errors import UsageError
+from hubprune.opening import Opening
+from hubprune.report import PruningReport
 from hubprune.verifier import verify
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a run will meet, known before any weight is downloaded.
-
-    Attributes:
-        matrices: Matrices to prune.
-        targeted: Weights in them.
-        parameters: Parameters of the model; tied ones count once.
-        facts: The model, as a report records it.
-    """
-
-    matrices: int
-    targeted: int
-    parameters: int
-    facts: BaseFacts
 
 
 def run(request: Request) -> None:
@@ -51,7 +30,8 @@ def run(request: Request) -> None:
     if request.out is not None:
         saving.check_output(request.out)
     base = Opening(request.base, request.revision, request.loading)
-    outline = draw(request, base)
+    _refuse_pruned(base)
+    outline = flow.draw(base, request.config)
     is_new = request.push is not None and publisher.check_push(
         request.push,
         outline.facts,
@@ -60,20 +40,17 @@ def run(request: Request) -> None:
         create_pr=request.publishing["create_pr"],
     )
     plan = flow.prepare(
-        request.base,
-        base.repo,
-        base.config,
+        base,
         request.config,
         request.corpora,
         settings=request.settings,
         evaluation=request.evaluation,
-        tokenizer=_tokenizer(request, base),
-        keywords=base.keywords,
         progress=progress,
     )
     if request.dry_run:
         tables.show(tables.plan(request, plan, outline, is_new))
         return
+    tables.warn(plan.warnings)
     with _folder(request.out) as folder:
         model = base.weights()
         saving.check_output(folder, model)
@@ -84,46 +61,18 @@ def run(request: Request) -> None:
         if request.push is not None:
             places["on the Hub"] = _push(folder, request.push, request)
         else:
-            verify(folder, trust_remote_code=plan.trust_remote_code)
+            verify(folder, trust_remote_code=base.keywords["trust_remote_code"])
             rewrite_card(folder, None)
         report = PruningReport.load(folder)
     tables.show(*tables.result(report, places))
 
 
-def draw(request: Request, base: Opening) -> Outline:
-    """Find out from the config alone what would be pruned.
-
-    Raises:
-        UsageError: The model was pruned before.
-        UnsupportedModelError: It is quantised, or not a decoder language model.
-        ConfigError: The pattern or a name of a matrix does not fit it.
-    """
+def _refuse_pruned(base: Opening) -> None:
     done = getattr(base.config, "hubprune", None)
     if done:
         raise UsageError(
             f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
         )
-    check_supported(base.config)
-    model = base.outline()
-    matrices = find_matrices(model, request.config.targets, request.config.ignore)
-    check_pattern_fits(matrices, request.config.resolved_pattern())
-    return Outline(
-        matrices=len(matrices),
-        targeted=sum(matrix.view().numel() for matrix in matrices),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        facts=describe(model, model_id=base.repo.repo_id, commit=base.repo.commit),
-    )
-
-
-def _tokenizer(request: Request, base: Opening) -> PreTrainedTokenizerBase | None:
-    """The base's tokenizer, which goes with the pruned model; only where no text is read may there be none."""
-    try:
-        return base.tokenizer
-    except (NotFoundError, UnsupportedModelError) as error:
-        if request.corpora or isinstance(request.evaluation, Mapping):
-            raise
-        tables.warn([f"the result goes without a tokenizer: {error}"])
-        return None
 
 
 @contextmanager

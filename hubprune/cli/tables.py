@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hubprune.cli.prune import Request
-    from hubprune.cli.running import Outline
-    from hubprune.flow import Plan
+    from hubprune.flow import Outline, Plan
     from hubprune.report import CorpusFacts, Perplexity, PruningReport, Verification
 
 SHORT = 12  # characters of a hash that are shown
@@ -67,7 +66,7 @@ def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
     """
     config = request.config
     rows = [
-        ("base", _base(plan.repo.repo_id, plan.repo.commit)),
+        ("base", _base(plan.base.repo.repo_id, plan.base.repo.commit)),
         ("architecture", f"{outline.facts.architecture}, {outline.parameters:,} parameters"),
         ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
         (

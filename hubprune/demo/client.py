@@ -21,7 +21,7 @@ USER = "you"
 PUSHED_ID = f"{USER}/tiny-medical-expert"
 SPARSITY = 0.7
 """Fraction of the weights that each method removes."""
-CALIBRATION = {"num_samples": 64, "sequence_length": 256}
+CALIBRATION = {"num_samples": 128, "sequence_length": 128}
 """Sequences of each corpus, and tokens in each."""
 DTYPE = "float32"
 """What the model computes in, and is pushed in: many processors multiply bfloat16 six times slower."""

@@ -67,18 +67,22 @@ def run_demo(folder: Path | None = None, serve: bool = False) -> None:
             stack.enter_context(hub)
             told.append(", ".join((MODEL_ID, GENERAL_ID, MEDICAL_ID, LEGAL_ID)))
         _walk(story, folder, _environment(hub.env(USER), folder / "cache"))
-        places = {"model card": str(folder / COPY / "README.md"), "report": str(folder / COPY / REPORT_NAME)}
-        if serve:
-            places |= {"page of the model": f"{hub.url}/{PUSHED_ID}", "end": "Ctrl-C"}
-        else:
-            places |= {
-                "the Hub again": f"hubprune hub serve {shlex.quote(str(folder))}",
-                "page of the model": f"{SERVED}/{PUSHED_ID}",
-            }
-        story.close(places)
+        story.close(_places(folder, hub.url if serve else None))
         if serve:
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
+
+
+def _places(folder: Path, url: str | None) -> dict[str, str]:
+    """Return where to look: at a Hub that goes on running at ``url``, or at one to serve again when None."""
+    again = {} if url else {"serve the Hub again": f"hubprune hub serve {shlex.quote(str(folder))}"}
+    return {
+        "model card": str(folder / COPY / "README.md"),
+        "record of the run": str(folder / COPY / REPORT_NAME),
+        **again,
+        "page of the model": f"{url or SERVED}/{PUSHED_ID}",
+        **({"stop the Hub": "Ctrl-C"} if url else {}),
+    }
 
 
 def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
@@ -119,9 +123,15 @@ def _environment(hub: Mapping[str, str], cache: Path) -> dict[str, str]:
         cache: Folder for the client's caches.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # A second thread has nothing to do in so small a model, and on a busy machine the first would wait for it.
-    return {**kept, **hub, "HF_HOME": str(cache.resolve()), "OMP_NUM_THREADS": "1", **quiet}
+    own = {
+        "HF_HOME": str(cache.resolve()),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # A second thread has nothing to do in so small a model, and on a busy machine the first would wait for it.
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve() / "torch"),
+    }
+    return {**kept, **hub, **own}
 
 
 @contextmanager

@@ -1,0 +1,106 @@
+"""A model by its name, in steps: what it is, its shapes, its tokenizer, its weights. A refusal is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hubprune import hub
+from hubprune.errors import HubPruneError, UnsupportedModelError
+from hubprune.huberrors import hub_errors
+
+# Keywords of from_pretrained that a config and a tokenizer are read with as well.
+HUB_KEYWORDS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "trust_remote_code",
+    "proxies",
+    "subfolder",
+)
+
+
+class Opening:
+    """A model that is about to be loaded; each part is fetched when it is first asked for, at the resolved commit.
+
+    Attributes:
+        name: Repository or folder.
+        repo: What it resolved to.
+        keywords: Keywords of ``from_pretrained``.
+
+    Raises:
+        AccessError, NotFoundError, OfflineError: The repository cannot be read.
+    """
+
+    def __init__(self, name: str, revision: str | None, keywords: Mapping[str, Any]) -> None:
+        self.name = name
+        self.repo = hub.resolve_model(name, revision=revision, token=keywords.get("token"))
+        # Said in so many words, as transformers would otherwise ask, and wait for an answer.
+        self.keywords = {"trust_remote_code": False, **keywords}
+
+    @property
+    def _small(self) -> dict[str, Any]:
+        """Keywords for what is small."""
+        passed = {name: self.keywords[name] for name in HUB_KEYWORDS if name in self.keywords}
+        return {"revision": self.repo.commit or "main", **passed}
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's config.
+
+        Raises:
+            UnsupportedModelError: transformers does not know the model, or will not run its code.
+        """
+        with self._refusals("read the config of"):
+            return AutoConfig.from_pretrained(self.name, **self._small)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer.
+
+        Raises:
+            NotFoundError, UnsupportedModelError: There is none, or transformers does not know it.
+        """
+        with self._refusals("read the tokenizer of"):
+            return AutoTokenizer.from_pretrained(self.name, **self._small)
+
+    @cached_property
+    def outline(self) -> PreTrainedModel:
+        """The model without its weights: modules and shapes, on the meta device."""
+        with self._refusals("build"), torch.device("meta"):
+            trusted = bool(self.keywords["trust_remote_code"])
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=trusted)
+
+    def weights(self, load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained, *args: Any) -> Any:
+        """Download and load the model.
+
+        Args:
+            load: A ``from_pretrained``.
+            args: Its further positional arguments.
+        """
+        with self._refusals("download"):
+            return load(self.name, *args, revision=self.repo.commit or "main", **self.keywords)
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        try:
+            with hub_errors(what, self.name):
+                yield
+        except HubPruneError:
+            raise
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            raise UnsupportedModelError(f"transformers does not load {self.name}: {said}") from error
