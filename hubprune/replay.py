@@ -14,6 +14,7 @@ module that registers hooks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from hubprune.errors import NumericalError, UnsupportedModelError
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
 FLOAT16_SCALE = 2.0**12
+# Logits that exist at once at the head: 256 MiB in float32.
+MOST_LOGITS = 2**26
 
 InputSink = Callable[[Sequence[Matrix], torch.Tensor], None]
 GradientSink = Callable[[Matrix, torch.Tensor], None]
@@ -244,14 +247,34 @@ class Replay:
             NumericalError: The loss is NaN or infinite.
         """
         leaf = boundary.to(self._device(len(self.blocks) - 1)).requires_grad_(True)
+        total, gradient = 0.0, torch.zeros_like(leaf)
         with torch.enable_grad(), self._recorders(answer=leaf):
-            loss = self.model(input_ids=batch.token_ids, labels=batch.token_ids, use_cache=False).loss
-        if not bool(torch.isfinite(loss)):
-            raise NumericalError(
-                f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32"
-            )
-        (gradient,) = torch.autograd.grad(loss * self.scale, leaf)
-        return float(loss.detach()), gradient.cpu()
+            for loss in self._losses(batch.token_ids):
+                if not bool(torch.isfinite(loss)):
+                    raise NumericalError(
+                        f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32"
+                    )
+                total += float(loss.detach())
+                gradient += torch.autograd.grad(loss * self.scale, leaf)[0]
+        return total, gradient.cpu()
+
+    def _losses(self, token_ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the parts of the loss, which add up to it.
+
+        There is one part unless the logits, ``(b, T, vocabulary)``, are too many to exist at once: then the model's
+        own head is asked for some positions at a time.
+        """
+        rows, length = token_ids.shape
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        step = max(1, MOST_LOGITS // (rows * vocabulary))
+        if step >= length or "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            yield self.model(input_ids=token_ids, labels=token_ids, use_cache=False).loss
+            return
+        count = rows * (length - 1)
+        for positions in torch.arange(length - 1, device=token_ids.device).split(step):
+            logits = self.model(input_ids=token_ids, use_cache=False, logits_to_keep=positions).logits
+            targets = token_ids[:, positions + 1].flatten().to(logits.device)
+            yield F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / count
 
     @property
     def scale(self) -> float:
@@ -290,7 +313,8 @@ class Replay:
                 output = self._run(index, call, leaf)
                 torch.autograd.backward(output, gradient.to(device))
             for matrix in matrices:
-                sink(matrix, matrix.gradient().float() / self.scale)
+                found = matrix.gradient().float()
+                sink(matrix, found if self.scale == 1.0 else found / self.scale)
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)

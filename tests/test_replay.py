@@ -8,7 +8,7 @@ import torch
 from hubprune.architecture import find_matrices
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.replay import Replay
-from tests.families import FAMILIES, build, token_ids
+from tests.families import FAMILIES, VOCABULARY, build, token_ids
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
@@ -57,6 +57,24 @@ def test_last_boundary_leads_to_the_models_own_loss_in_batches(family):
         forward(replay, batch)
         loss, _ = replay.loss_gradient(batch, batch.hidden)
     assert loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+@EVERY_FAMILY
+def test_a_large_vocabulary_is_scored_some_positions_at_a_time(family, monkeypatch):
+    """Logits never exist whole, and loss and gradient are the same."""
+    model, ids = build(family), token_ids(2, 11)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))
+    with Replay(model) as replay:
+        batch = replay.open(ids)
+        whole, expected = replay.loss_gradient(batch, batch.hidden)
+        assert max(seen) == 2 * 11 * VOCABULARY
+        seen.clear()
+        monkeypatch.setattr("hubprune.replay.MOST_LOGITS", 2 * 3 * VOCABULARY)
+        loss, gradient = replay.loss_gradient(batch, batch.hidden)
+    assert seen == [2 * 3 * VOCABULARY] * 3 + [2 * 1 * VOCABULARY]
+    assert loss == pytest.approx(whole, rel=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max()))
 
 
 @EVERY_FAMILY
