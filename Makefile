@@ -8,8 +8,10 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# What an installation depends on: asked again only when one of these changes, or the folder has moved.
-WANTED = $(shell cat pyproject.toml constraints.txt | cksum) $(CURDIR)
+# What an installation depends on: asked again only when one of these changes.
+WANTED = $(shell cat pyproject.toml constraints.txt | cksum)
+# The package is that of this folder, also when the folder has moved since it was installed.
+export PYTHONPATH := $(CURDIR)
 
 # $(call install,EXTRA,STAMPS): install the extra, unless one of the stamps says that this was done.
 define install
@@ -24,25 +26,24 @@ endef
 .PHONY: demo test check lint types pytest bench clean install-demo install-test
 
 demo: install-demo
-	@$(BIN)/hubprune demo
+	@$(BIN)/python -m hubprune demo
 
 test: lint types pytest
 
 check: test
 
 lint: install-test
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
 
 types: install-test
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 pytest: install-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: install-test
-	$(BIN)/python -m benchmarks.quality
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.quality; quality=$$?; $(BIN)/python -m benchmarks.speed && exit $$quality
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -59,4 +60,4 @@ $(BIN)/python:
 	  echo "hubprune needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12"; \
 	  exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

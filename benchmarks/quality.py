@@ -24,9 +24,6 @@ TESTS = {
     "legal": "casehold/casehold:all:test",
 }
 HALVES = ("d-pruner/terms=no-domain", "d-pruner/terms=no-general")
-WINDOWS = 64
-"""Windows of each test text."""
-
 Row = dict[str, float]
 
 
@@ -56,7 +53,9 @@ def run(options: argparse.Namespace) -> tuple[Row, dict[tuple[str, str], list[Ro
     dense = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32").eval()
     length = options.length
     tests = {
-        name: load_corpus(spec, tokenizer, name=name, num_samples=WINDOWS, sequence_length=length, at_most=True)
+        name: load_corpus(
+            spec, tokenizer, name=name, num_samples=options.windows, sequence_length=length, at_most=True
+        )
         for name, spec in TESTS.items()
     }
 
@@ -93,7 +92,7 @@ def show(options: argparse.Namespace, base: Row, found: Mapping[tuple[str, str],
             rows.append((method, *(f"{mean[name]:.2f}" for name in TESTS), f"{spread:.2f}"))
         table(
             f"{options.model}, {pattern}, general = {GENERAL}, domain = {DOMAINS[options.domain]}, "
-            f"{options.num_samples} x {options.length} tokens each; perplexity on {WINDOWS} windows of "
+            f"{options.num_samples} x {options.length} tokens each; perplexity on {options.windows} windows of "
             f"{options.length} tokens, mean of {options.seeds} seeds",
             ("method", *TESTS, f"std of {options.domain}"),
             rows,
@@ -112,6 +111,7 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=["0.5", "0.6", "0.7", "2:4"], help="a sparsity or N:M")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=64, help="windows of each test text")
     parser.add_argument("--length", type=int, default=256, help="tokens in a sequence and in a window")
     options = parser.parse_args()
     with real_hub():

@@ -23,6 +23,17 @@ def zero(weight: torch.Tensor, keep: torch.Tensor) -> None:
     weight.masked_fill_(~keep, 0)
 
 
+def copy(weight: torch.Tensor, source: torch.Tensor) -> None:
+    """Take over weights that another process decided on; nothing is copied onto itself.
+
+    Args:
+        weight: Written in place.
+        source: The same shape and type.
+    """
+    if source is not weight:
+        weight.copy_(source)
+
+
 def compensate(
     weight: torch.Tensor, factor: torch.Tensor, dead: torch.Tensor, select: Selector, *, span: int, block_size: int
 ) -> torch.Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,11 @@ class Matrix:
         gradient = self.parameter.grad
         return torch.zeros_like(self.view()) if gradient is None else self._oriented(gradient)
 
+    def stored(self) -> torch.Tensor:
+        """The weights as they lie in memory, contiguous, detached; writing to it writes to the model."""
+        tensor = self.parameter.detach()
+        return tensor if self.expert is None else tensor[self.expert]
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(d_out, d_in)``."""
@@ -109,7 +115,7 @@ def check_supported(config: PretrainedConfig) -> None:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the decoder blocks: the longest list of modules of one class that lies inside no other such list.
+    """Find the decoder blocks: the list of as many modules of one class as the model has layers.
 
     Returns:
         The list's name in the model, and the list.
@@ -118,14 +124,17 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         UnsupportedModelError: There is none.
     """
     found: list[tuple[str, nn.ModuleList]] = []
+    config = getattr(model, "config", None)
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0 or len({type(m) for m in module}) > 1:
             continue
-        if not any(name.startswith(outer + ".") for outer, _ in found):
+        if depth in (None, len(module)) and not any(name.startswith(outer + ".") for outer, _ in found):
             found.append((name, module))
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no list of decoder blocks: give a decoder language model"
+            f"{type(model).__name__} has no list of decoder blocks of one kind, one for each of its layers: give a "
+            "transformer whose blocks are alike"
         )
     return max(found, key=lambda item: len(item[1]))
 
@@ -134,6 +143,8 @@ def _block_matrices(prefix: str, index: int, block: nn.Module) -> list[Matrix]:
     found = []
     for name, module in block.named_modules():
         full = f"{prefix}.{index}.{name}"
+        if "router" in type(module).__name__.lower():  # chooses experts; as small as it is decisive
+            continue
         if isinstance(module, nn.Linear | Conv1D):
             found.append(Matrix(full, index, module, transposed=isinstance(module, Conv1D)))
             continue
@@ -239,14 +250,32 @@ def untouched_sha256(model: nn.Module, matrices: Sequence[Matrix]) -> str:
     Returns:
         Hex SHA-256 over names, types, shapes and bytes, in the order of the names.
     """
-    touched = {id(m.parameter) for m in matrices}
+    touched: dict[int, set[int | None]] = {}
+    for matrix in matrices:
+        touched.setdefault(id(matrix.parameter), set()).add(matrix.expert)
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        if id(parameter) in touched:
+        experts = touched.get(id(parameter), set())
+        if None in experts:
             continue
-        digest.update(f"{name}|{parameter.dtype}|{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        rest = parameter.detach()
+        if experts:
+            rest = rest[[expert for expert in range(len(rest)) if expert not in experts]]
+        digest.update(f"{name}|{rest.dtype}|{tuple(rest.shape)}".encode())
+        digest.update(rest.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off, and afterwards every module back to what it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def max_length(config: PretrainedConfig) -> int | None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hubprune import hub
+from hubprune import hub, ranks
+from hubprune.architecture import max_length
 from hubprune.config import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import CorpusError
 from hubprune.report import CorpusFacts, SourceFacts
@@ -49,6 +50,11 @@ class Corpus:
     sequences: tuple[torch.Tensor, ...]
     facts: CorpusFacts
     keys: frozenset[str] = frozenset()
+
+    def named(self, name: str) -> Corpus:
+        """The same text under another name."""
+        facts = _count(replace(self.facts, name=name), self.sequences)
+        return self if name == self.name else replace(self, name=name, facts=facts)
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Yield the sequences in order, ``(b, T)`` with b at most ``size``; a batch holds sequences of one length."""
@@ -189,6 +195,36 @@ def _held_out_split(source: SourceConfig, commit: str | None, token: str | bool 
         return None
     splits = hub.dataset_splits(source.dataset, source.config, commit=commit, token=token)
     return next((name for name in HELD_OUT_SPLITS if name in splits and name != source.split), None)
+
+
+def check_fits(corpus: Corpus, model: Any) -> None:
+    """Refuse token ids that a model cannot read, and fewer sequences than there are processes.
+
+    Args:
+        corpus: The corpus.
+        model: A language model; its weights may be missing.
+
+    Raises:
+        CorpusError: What does not fit.
+    """
+    vocabulary, limit = model.get_input_embeddings().num_embeddings, max_length(model.config)
+    lowest = min(int(sequence.min()) for sequence in corpus.sequences)
+    highest = max(int(sequence.max()) for sequence in corpus.sequences)
+    if lowest < 0 or highest >= vocabulary:
+        raise CorpusError(
+            f"token ids must lie between 0 and the model's vocabulary of {vocabulary}, and the {corpus.name} corpus "
+            f"has {lowest if lowest < 0 else highest}: use the tokenizer that belongs to the model, and no padding"
+        )
+    if limit is not None and corpus.facts.sequence_length > limit:
+        raise CorpusError(
+            f"sequences must be at most the {limit} tokens that the model can read, and the {corpus.name} corpus has "
+            f"{corpus.facts.sequence_length}: cut them"
+        )
+    if len(corpus.sequences) < ranks.size():
+        raise CorpusError(
+            f"every process needs a sequence, and the {corpus.name} corpus has {len(corpus.sequences)} for "
+            f"{ranks.size()} processes: give more text or start fewer processes"
+        )
 
 
 def refuse_overlap(calibration: Iterable[Corpus], evaluation: Iterable[Corpus]) -> None:

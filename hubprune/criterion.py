@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from hubprune.config import PruningConfig
+from hubprune.errors import ConfigError
 
 Summary = Literal["norm", "inverse_hessian"]
 
@@ -44,6 +45,25 @@ class Criterion:
         """Corpora it cannot do without; ``all`` among them asks for at least one of any name."""
         declared = self.corpora if self.summary is not None else ()
         return tuple(dict.fromkeys((*declared, *((self.gradients,) if self.gradients else ()))))
+
+    def check_corpora(self, names: tuple[str, ...], *, compensates: bool) -> None:
+        """Refuse a run whose corpora are missing.
+
+        Args:
+            names: Names of the corpora given.
+            compensates: Whether the remaining weights are to be repaired.
+
+        Raises:
+            ConfigError: One that is needed is not among them, or norms are asked of several.
+        """
+        kind = type(self).__name__
+        if self.summary == "norm" and len(self.corpora) != 1:
+            raise ConfigError(f"norms come from one corpus or from 'all', and {kind} names {self.corpora}: mend it")
+        required = self.required_corpora() + (self.compensation_corpora if compensates else ())
+        missing = [name for name in required if (not names if name == "all" else name not in names)]
+        if missing:
+            wanted = "at least one corpus" if missing == ["all"] else "the corpora " + ", ".join(missing)
+            raise ConfigError(f"{kind} needs {wanted}, got {', '.join(names) or 'none'}: add them to corpora")
 
     def mix(self, hessians: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Combine the Hessians of several corpora.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,20 +35,27 @@ def _processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads in use, GPU (None without one) and operating system."""
+    """Processor, cores, threads in use, GPU (None without one), processes of the run and operating system."""
     import torch
+
+    from hubprune import ranks
 
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": ranks.size(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def peak_memory() -> int:
-    """Highest resident memory of this process so far, in bytes, as the operating system reports it."""
+    """Highest resident memory of this process so far, in bytes, as the operating system reports it, or 0."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -12,6 +12,7 @@
     |-- OfflineError                      the network is needed and is switched off or out of reach
     |-- NumericalError                    NaN or infinity, or a Hessian that cannot be factorised
     |-- OutputError                       the output folder or the target repository cannot be written
+    |-- ProcessError                      another process of a run that is spread over several has ended
     `-- VerificationError                 what must hold before publishing does not hold
 
 A message states the rule, the value found and the remedy. The command line prints it on one line and exits
@@ -70,6 +71,10 @@ class NumericalError(HubPruneError):
 
 class OutputError(HubPruneError):
     """The output folder or the target repository cannot be written."""
+
+
+class ProcessError(HubPruneError):
+    """Another process of a run that is spread over several has ended."""
 
 
 class VerificationError(HubPruneError):

@@ -13,13 +13,14 @@ far another draw of windows may lie; it is 0 where there is one window, which sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from hubprune import ranks
+from hubprune.architecture import evaluation_mode
 from hubprune.calibration import Corpus
 from hubprune.errors import ConfigError, NumericalError
 from hubprune.report import Perplexity, SourceFacts
@@ -35,6 +36,8 @@ def perplexity(
     model: Any, corpus: Corpus, *, variant: str = "pruned", batch_size: int = 8, progress: bool = True
 ) -> Perplexity:
     """Measure the perplexity of a causal language model; the model is left as it was.
+
+    In a ``torch.distributed`` program every process calls this, and each scores its part of the windows.
 
     Args:
         model: Any causal language model of transformers, on any device.
@@ -57,22 +60,24 @@ def perplexity(
     fitting = max(1, MOST_LOGITS // (longest * vocabulary))
     losses: list[float] = []
     counts: list[int] = []
+    batches = ranks.share(list(corpus.batches(min(batch_size, fitting))))
     bar = tqdm(
         desc=f"Perplexity on {corpus.name}",
         unit="window",
-        total=len(corpus.sequences),
-        disable=not progress,
+        total=sum(map(len, batches)),
+        disable=not progress or ranks.rank() > 0,
         delay=2,
         leave=False,
     )
     # Not inference_mode: models that recompute rotary frequencies would keep tensors that cannot be trained with.
-    with bar, _evaluating(model), torch.no_grad():
-        for batch in corpus.batches(min(batch_size, fitting)):
+    with bar, evaluation_mode(model), torch.no_grad():
+        for batch in batches:
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits
             losses += [_loss(row, targets) for row, targets in zip(logits, ids, strict=True)]
             counts += [batch.shape[1] - 1] * len(batch)
             bar.update(len(batch))
+    losses, counts = ranks.gather(losses), ranks.gather(counts)
     mean, stderr = _mean_and_error(losses, counts)
     if not mean < MOST_NATS:
         raise NumericalError(
@@ -94,18 +99,6 @@ def perplexity(
         sources=[_spec(source) for source in corpus.facts.sources],
         fingerprint=corpus.facts.fingerprint,
     )
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off, and afterwards every module back to what it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:

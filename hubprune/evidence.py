@@ -48,6 +48,7 @@ class Evidence:
         self.criterion, self.damping = criterion, damping
         self._collected = {need: InputCollector(need[0]) for need in needs}
         self._factors: dict[tuple[int, ...], tuple[torch.Tensor, float]] = {}
+        self._damping: dict[Matrix, float] = {}
 
     def sinks(self, corpus: str) -> list[InputSink]:
         """Collectors that the inputs from a corpus go to."""
@@ -71,12 +72,17 @@ class Evidence:
             assert isinstance(statistic, InputNorm)
             return statistic.norm()
         factor, _ = self._factor(matrix, self.criterion.corpora)
-        # H^-1 = U^T U with U upper triangular, so its diagonal is the sum of squares down the columns of U.
-        return factor.square().sum(dim=0)
+        # H^-1 = U^T U with U upper triangular, so its diagonal is the sum of squares down the columns of U. Where
+        # nothing flows in, nothing is lost: the error of removing such a weight, W^2 / [H^-1]_jj, is zero.
+        unseen = ~self._seen(matrix, self.criterion.corpora)
+        return factor.square().sum(dim=0).masked_fill(unseen, torch.inf)
 
     def seen_columns(self, matrix: Matrix) -> torch.Tensor:
         """Columns into which the compensation corpora put anything but zeros, boolean ``(d_in,)``."""
-        hessians = self._hessians(matrix, self.criterion.compensation_corpora).values()
+        return self._seen(matrix, self.criterion.compensation_corpora)
+
+    def _seen(self, matrix: Matrix, corpora: Sequence[str]) -> torch.Tensor:
+        hessians = self._hessians(matrix, corpora).values()
         return torch.stack([h.total.diagonal() != 0 for h in hessians]).any(dim=0)
 
     def compensation_factor(self, matrix: Matrix) -> tuple[torch.Tensor, float]:
@@ -97,4 +103,9 @@ class Evidence:
                 self._factors[key] = inverse_cholesky(mixed, self.damping)
             except NumericalError as error:
                 raise NumericalError(f"{matrix.name}: {error}") from None
+        self._damping[matrix] = self._factors[key][1]
         return self._factors[key]
+
+    def damping_of(self, matrix: Matrix) -> float | None:
+        """The damping that the factorisation of its Hessian needed; None where none was factorised."""
+        return self._damping.get(matrix)

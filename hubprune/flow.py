@@ -14,8 +14,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
-from hubprune.calibration import Corpus, corpus_from_tokens, held_out, load_corpus, refuse_overlap
+from hubprune.architecture import (
+    check_finite,
+    check_pattern_fits,
+    check_supported,
+    describe,
+    find_matrices,
+    max_length,
+)
+from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError
 from hubprune.evaluation import perplexity
@@ -126,6 +133,7 @@ def prepare(
                 raise
             warnings.append(f"the result goes without a tokenizer: {error}")
     reader = _Reader(tokenizer, max_length(base.config), base.keywords.get("token"), progress)
+    settings = {**settings, "seed": settings.get("seed", config.seed)}
     loaded, parsed = {}, {}
     for name, value in corpora.items():
         if not _is_tokens(value):
@@ -133,6 +141,8 @@ def prepare(
         loaded[name] = reader.calibration(name, parsed.get(name, value))
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
     held, missing = reader.evaluation(evaluation, parsed, settings, used)
+    for corpus in (*loaded.values(), *held.values()):
+        check_fits(corpus, base.outline)
     refuse_overlap(loaded.values(), held.values())
     return Plan(base, config, tokenizer, loaded, held, warnings + missing, time.perf_counter() - started)
 
@@ -155,7 +165,7 @@ class _Reader:
 
     def calibration(self, name: str, value: Any) -> Corpus:
         if isinstance(value, Corpus):
-            return value
+            return value.named(name)
         if isinstance(value, torch.Tensor):
             return corpus_from_tokens(value, name)
         return self._load(value, name)
@@ -208,11 +218,16 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
 
     def measure(variant: str) -> list[Any]:
         started = time.perf_counter()
-        rows = [perplexity(model, corpus, variant=variant, progress=progress) for corpus in plan.evaluation.values()]
+        size = plan.config.batch_size
+        rows = [
+            perplexity(model, corpus, variant=variant, batch_size=size, progress=progress)
+            for corpus in plan.evaluation.values()
+        ]
         if rows:
             timings[f"evaluate {variant}"] = time.perf_counter() - started
         return rows
 
+    check_finite(model)
     before = measure("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
     repo = plan.base.repo

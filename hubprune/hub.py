@@ -72,7 +72,13 @@ def make_api(token: Token = None) -> HfApi:
 
 
 def resolve_model(
-    model_id: str, *, revision: str | None = None, token: Token = None, api: HfApi | None = None
+    model_id: str,
+    *,
+    revision: str | None = None,
+    token: Token = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    api: HfApi | None = None,
 ) -> ResolvedRepo:
     """Resolve a model to a commit and check that its files may be read; a local folder stands for itself.
 
@@ -80,6 +86,8 @@ def resolve_model(
         model_id: Repository, or path of a folder.
         revision: Branch, tag or commit; None for the default branch.
         token: Token of the Hub; None for the one of the user who is logged in.
+        cache_dir: The client's cache; None for its usual one.
+        local_files_only: Ask the cache alone.
         api: Client to use instead of one made from ``token``.
 
     Raises:
@@ -87,7 +95,7 @@ def resolve_model(
         NotFoundError: There is none, or no such revision.
         OfflineError: The Hub is out of reach, or switched off and the cache holds nothing.
     """
-    return _resolve(model_id, "model", revision, api or make_api(token))
+    return _resolve(model_id, "model", revision, api or make_api(token), cache_dir, local_files_only)
 
 
 def resolve_dataset(
@@ -97,7 +105,14 @@ def resolve_dataset(
     return _resolve(repo_id, "dataset", revision, api or make_api(token))
 
 
-def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> ResolvedRepo:
+def _resolve(
+    repo_id: str,
+    repo_type: str,
+    revision: str | None,
+    api: HfApi,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> ResolvedRepo:
     from huggingface_hub import errors, is_offline_mode
 
     folder = local_path(repo_id)
@@ -106,9 +121,13 @@ def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> 
     if re.match(r"[./~]", repo_id):
         raise NotFoundError(f"there is no folder {repo_id}; check the path, or name a repository, 'owner/name'")
     with hub_errors("read", repo_id, repo_type, api=api):
-        if is_offline_mode():
-            commit = _cached_commit(repo_id, repo_type, revision)
-            card = _card_in(_cache(repo_id, repo_type) / "snapshots" / commit)
+        if is_offline_mode() or local_files_only:
+            cache = _cache(repo_id, repo_type, cache_dir)
+            commit = _cached_commit(cache, revision)
+            if commit is None:
+                why = "local_files_only is set" if local_files_only else "the network is switched off (HF_HUB_OFFLINE)"
+                raise OfflineError(f"cannot read {repo_id}: {why} and {NOT_CACHED}; run once with the network")
+            card = _card_in(cache / "snapshots" / commit)
             return ResolvedRepo(repo_id, repo_type, revision, commit, card=card)
         wanted: Any = ["sha", "gated", "private", "cardData"]
         info: Any = api.repo_info(repo_id, repo_type=repo_type, revision=revision, expand=wanted)
@@ -117,7 +136,7 @@ def _resolve(repo_id: str, repo_type: str, revision: str | None, api: HfApi) -> 
         # Everything later asks for the commit, and then the client does not note where the branch stood. Fetching the
         # card by the branch's name leaves that note, and the card, for a run without the network.
         with suppress(errors.RemoteEntryNotFoundError):
-            api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision)
+            api.hf_hub_download(repo_id, README, repo_type=repo_type, revision=revision, cache_dir=cache_dir)
     card = info.card_data.to_dict() if info.card_data else {}
     return ResolvedRepo(repo_id, repo_type, revision, info.sha, False, bool(info.gated), bool(info.private), card)
 
@@ -129,26 +148,30 @@ def _card_in(folder: Path) -> dict[str, Any]:
     return dict(metadata_load(path) or {}) if path.is_file() else {}
 
 
-def _cache(repo_id: str, repo_type: str) -> Path:
+def _cache(repo_id: str, repo_type: str, cache_dir: str | Path | None = None) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo_id.split("/")])
+    return Path(cache_dir or constants.HF_HUB_CACHE) / "--".join([f"{repo_type}s", *repo_id.split("/")])
 
 
-def _cached_commit(repo_id: str, repo_type: str, revision: str | None) -> str:
-    """The commit that a revision stood for when the network was last there."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    note = _cache(repo_id, repo_type) / "refs" / (revision or "main")
+def _cached_commit(cache: Path, revision: str | None) -> str | None:
+    """The commit that a revision stood for when the network was last there; None where it never was."""
+    note = cache / "refs" / (revision or "main")
     if note.is_file():
         return note.read_text(encoding="utf-8").strip()
-    if revision is not None and (_cache(repo_id, repo_type) / "snapshots" / revision).is_dir():
-        return revision
-    raise OfflineModeIsEnabled(repo_id)
+    return revision if revision is not None and (cache / "snapshots" / revision).is_dir() else None
 
 
-def read_report(repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = None) -> PruningReport | None:
+def read_report(
+    repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = None, **cache: Any
+) -> PruningReport | None:
     """Read the report of a pruned model; None where it has no such file.
+
+    Args:
+        repo: The model.
+        token: Token of the Hub.
+        api: Client to use instead of one made from ``token``.
+        cache: ``cache_dir`` and ``local_files_only``, as ``resolve_model`` takes them.
 
     Raises:
         UsageError: The report cannot be read.
@@ -159,7 +182,8 @@ def read_report(repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = 
         api = api or make_api(token)
         try:
             with hub_errors("read the report of", repo.repo_id, api=api):
-                folder = Path(api.hf_hub_download(repo.repo_id, REPORT_NAME, revision=repo.commit)).parent
+                found = api.hf_hub_download(repo.repo_id, REPORT_NAME, revision=repo.commit, **cache)
+                folder = Path(found).parent
         except NotFoundError:
             return None
     return PruningReport.load(folder) if (folder / REPORT_NAME).is_file() else None
@@ -310,7 +334,7 @@ def _reading(dataset: str) -> Iterator[None]:
         if is_offline_mode() and not local_path(dataset).exists():
             raise OfflineError(
                 f"{start}the network is switched off (HF_HUB_OFFLINE) and {NOT_CACHED}, as rows that are streamed are "
-                "not kept; run once with the network and streaming=False"
+                "not kept; run once with the network and without streaming (streaming=False, --no-streaming)"
             ) from error
         # Reading without streaming hides the reason behind an error of its own, and a file without rows gives none.
         reason = "it is empty" if isinstance(error, StopIteration) else one_line(error.__cause__ or error).rstrip(".")

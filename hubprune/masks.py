@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from hubprune.sparsity import NM, Pattern, Unstructured
+from hubprune.sparsity import NM, Pattern
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -91,17 +91,17 @@ def keep_mask(scores: torch.Tensor, pattern: Pattern, block_size: int = 128) -> 
     return keep_block(scores, removed_count(scores.numel(), pattern.sparsity))
 
 
-def keep_masks_of_model(scores: Mapping[Key, torch.Tensor], pattern: Unstructured) -> dict[Key, torch.Tensor]:
+def keep_masks_of_model(scores: Mapping[Key, torch.Tensor], removed: int) -> dict[Key, torch.Tensor]:
     """Keep masks of all matrices when every weight of the model competes with every other.
 
     Args:
         scores: Scores of each matrix, ``(d_out, d_in)``.
-        pattern: Its sparsity counts over all matrices together.
+        removed: Weights removed in all matrices together.
 
     Returns:
-        A keep mask for each matrix; False entries add up to ``removed_count(total, sparsity)``.
+        A keep mask for each matrix, with exactly ``removed`` entries False in all.
     """
     flat = torch.cat([s.reshape(-1).cpu() for s in scores.values()])
-    keep = ~_lowest(flat[None], removed_count(flat.numel(), pattern.sparsity))[0]
+    keep = ~_lowest(flat[None], removed)[0]
     parts = keep.split([s.numel() for s in scores.values()])
     return {key: part.reshape(s.shape).to(s.device) for (key, s), part in zip(scores.items(), parts, strict=True)}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hubprune import flow, hub, publisher
+from hubprune import flow, hub, publisher, ranks, saving
 from hubprune.config import ALIASES, CORPUS_NAMES, PruningConfig
 from hubprune.errors import ConfigError, UsageError
 from hubprune.opening import Opening
@@ -93,8 +95,8 @@ class PrunerMixin:
             if pruning_config or asked or corpora:
                 logger.warning("%s was already pruned (%s); it is loaded as it is.", base, done["pattern"])
             model = opening.weights(cls._load, *model_args)
-            model.tokenizer = tokenizer or opening.tokenizer
-            model.hubprune_report = hub.read_report(opening.repo, token=kwargs.get("token"))
+            model.tokenizer = tokenizer or opening.find_tokenizer()
+            model.hubprune_report = hub.read_report(opening.repo, token=kwargs.get("token"), **opening.cache)
             return model
         plan = flow.prepare(
             opening,
@@ -121,11 +123,17 @@ class PrunerMixin:
         push = kwargs.pop("push_to_hub", False)
         names = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        if self.hubprune_report is not None:
-            publisher.write_record(
-                save_directory, self.hubprune_report, self.tokenizer, model=cast(PreTrainedModel, self)
-            )
+        save: Any = super().save_pretrained  # type: ignore[misc]
+
+        def write() -> None:
+            with saving.disk_errors(Path(save_directory)):
+                save(save_directory, **kwargs)
+            if self.hubprune_report is not None:
+                saving.write_record(
+                    save_directory, self.hubprune_report, self.tokenizer, model=cast(PreTrainedModel, self)
+                )
+
+        ranks.in_first(write)
         if push:
             self.push_to_hub(
                 publishing.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **publishing
@@ -133,6 +141,8 @@ class PrunerMixin:
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Verify the model and publish it with its tokenizer, report and card, as one commit.
+
+        In a run of several processes the first one publishes while the others wait; they get None.
 
         Args:
             repo_id: Repository to create or update.
@@ -149,13 +159,9 @@ class PrunerMixin:
                 f"{type(self).__name__} carries no pruning report: prune it with from_pretrained, or hand the report "
                 "of hubprune.prune to hubprune.publish(model, repo_id, report=...)"
             )
-        return publisher.publish(
-            cast(PreTrainedModel, self),
-            repo_id,
-            tokenizer=kwargs.pop("tokenizer", self.tokenizer),
-            report=self.hubprune_report,
-            **kwargs,
-        )
+        tokenizer, report = kwargs.pop("tokenizer", self.tokenizer), self.hubprune_report
+        model = cast(PreTrainedModel, self)
+        return ranks.in_first(lambda: publisher.publish(model, repo_id, tokenizer=tokenizer, report=report, **kwargs))
 
 
 class AutoPrunedModelForCausalLM(PrunerMixin):
@@ -194,8 +200,11 @@ def _sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         name = ALIASES.get(name, name)
         chosen = pruning if name in PRUNING_KEYWORDS else corpora if name in CORPUS_KEYWORDS else others
         chosen[name] = value
-    if "seed" in pruning:
-        corpora["seed"] = pruning["seed"]
+    ours = {*PRUNING_KEYWORDS, *CORPUS_KEYWORDS, *ALIASES}
+    for name in others:
+        near = difflib.get_close_matches(name, ours, n=1, cutoff=0.85)
+        if near:
+            raise ConfigError(f"there is no keyword {name!r}: did you mean {near[0]!r}?")
     if others.pop("output_loading_info", False):
         raise ConfigError("output_loading_info is not available while pruning: load the pushed model to inspect it")
     return pruning, corpora, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,9 +19,10 @@ from transformers import (
 )
 
 from hubprune import hub
-from hubprune.errors import HubPruneError, UnsupportedModelError
+from hubprune.errors import HubPruneError, NotFoundError, UnsupportedModelError
 from hubprune.huberrors import hub_errors
 
+CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 # Keywords of from_pretrained that a config and a tokenizer are read with as well.
 HUB_KEYWORDS = (
     "cache_dir",
@@ -31,6 +33,20 @@ HUB_KEYWORDS = (
     "proxies",
     "subfolder",
 )
+
+
+@contextmanager
+def no_conversion() -> Iterator[None]:
+    """Keep transformers from asking a third party to convert weights: name and token would leave with it."""
+    before = os.environ.get(CONVERSION)
+    os.environ[CONVERSION] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CONVERSION]
+        else:
+            os.environ[CONVERSION] = before
 
 
 class Opening:
@@ -47,7 +63,8 @@ class Opening:
 
     def __init__(self, name: str, revision: str | None, keywords: Mapping[str, Any]) -> None:
         self.name = name
-        self.repo = hub.resolve_model(name, revision=revision, token=keywords.get("token"))
+        self.cache = {name: keywords[name] for name in ("cache_dir", "local_files_only") if keywords.get(name)}
+        self.repo = hub.resolve_model(name, revision=revision, token=keywords.get("token"), **self.cache)
         # Said in so many words, as transformers would otherwise ask, and wait for an answer.
         self.keywords = {"trust_remote_code": False, **keywords}
 
@@ -77,6 +94,13 @@ class Opening:
         with self._refusals("read the tokenizer of"):
             return AutoTokenizer.from_pretrained(self.name, **self._small)
 
+    def find_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, None where it has none."""
+        try:
+            return self.tokenizer
+        except (NotFoundError, UnsupportedModelError):
+            return None
+
     @cached_property
     def outline(self) -> PreTrainedModel:
         """The model without its weights: modules and shapes, on the meta device."""
@@ -91,7 +115,7 @@ class Opening:
             load: A ``from_pretrained``.
             args: Its further positional arguments.
         """
-        with self._refusals("download"):
+        with self._refusals("download"), no_conversion():
             return load(self.name, *args, revision=self.repo.commit or "main", **self.keywords)
 
     @contextmanager

@@ -13,13 +13,13 @@ import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune import apply, environment, masks
+from hubprune import apply, environment, masks, ranks
 from hubprune.architecture import (
     Matrix,
     check_finite,
@@ -30,7 +30,7 @@ from hubprune.architecture import (
     max_length,
     untouched_sha256,
 )
-from hubprune.calibration import Corpus, corpus_from_tokens, load_corpus
+from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, NumericalError
@@ -54,6 +54,9 @@ def prune(
     progress: bool = True,
 ) -> PruningReport:
     """Prune a decoder language model in place.
+
+    In a ``torch.distributed`` program every process calls this with the same arguments; each runs its part of the
+    sequences, and all end with the same weights.
 
     Args:
         model: The model, its weights in memory.
@@ -84,12 +87,13 @@ def prune(
         method = type(criterion).__name__
         scope = config.scope or (None if config.pattern else criterion.scope)
         config = dataclasses.replace(config, scope=scope, application=config.application or criterion.application)
-        _check_corpora(criterion, tuple(given), compensates=config.application == "compensate")
+        criterion.check_corpora(tuple(given), compensates=config.application == "compensate")
     matrices = find_matrices(model, config.targets, config.ignore)
     check_pattern_fits(matrices, config.resolved_pattern())
     check_finite(model)
-    loaded = {name: _as_corpus(name, value, tokenizer, model, progress) for name, value in given.items()}
-    _check_token_ids(loaded, model)
+    loaded = {name: _as_corpus(name, value, tokenizer, model, config.seed, progress) for name, value in given.items()}
+    for corpus in loaded.values():
+        check_fits(corpus, model)
     report = PruningReport(
         base=describe(model, model_id=model.config.name_or_path or ""),
         config={**config.to_dict(), "method": method},
@@ -115,37 +119,18 @@ def prune(
     return report
 
 
-def _as_corpus(name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, progress: bool) -> Corpus:
+def _as_corpus(
+    name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, seed: int, progress: bool
+) -> Corpus:
     if isinstance(value, Corpus):
-        return value
+        return value.named(name)
     if isinstance(value, torch.Tensor):
         return corpus_from_tokens(value, name)
     if tokenizer is None:
         raise ConfigError(
             f"the {name} corpus is text, and text needs a tokenizer, got None: give it, or give token ids (n, T)"
         )
-    return load_corpus(value, tokenizer, name=name, max_length=max_length(model.config), progress=progress)
-
-
-def _check_corpora(criterion: Criterion, names: tuple[str, ...], *, compensates: bool) -> None:
-    required = criterion.required_corpora() + (criterion.compensation_corpora if compensates else ())
-    missing = [name for name in required if (not names if name == "all" else name not in names)]
-    if missing:
-        wanted = "at least one corpus" if missing == ["all"] else "the corpora " + ", ".join(missing)
-        raise ConfigError(
-            f"{type(criterion).__name__} needs {wanted}, got {', '.join(names) or 'none'}: add them to corpora"
-        )
-
-
-def _check_token_ids(corpora: Mapping[str, Corpus], model: PreTrainedModel) -> None:
-    size = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
-    for name, corpus in corpora.items():
-        highest = max(int(s.max()) for s in corpus.sequences)
-        if highest >= size:
-            raise ConfigError(
-                f"token ids must be below the model's vocabulary of {size}, and the {name} corpus has {highest}: "
-                "use the tokenizer that belongs to the model"
-            )
+    return load_corpus(value, tokenizer, name=name, max_length=max_length(model.config), progress=progress, seed=seed)
 
 
 def _constant(values: torch.Tensor) -> bool:
@@ -166,7 +151,11 @@ class _Run:
         progress: bool,
     ) -> None:
         self.replay, self.config, self.criterion = replay, config, criterion
-        self.corpora, self.report = corpora, report
+        self.corpora = {
+            name: dataclasses.replace(corpus, sequences=tuple(ranks.share(corpus.sequences)))
+            for name, corpus in corpora.items()
+        }
+        self.report = report
         self.pattern = config.resolved_pattern()
         self.compensates = config.resolved_application() == "compensate"
         self.whole_model = isinstance(self.pattern, Unstructured) and self.pattern.scope == "model"
@@ -176,9 +165,11 @@ class _Run:
         self.summaries: dict[Matrix, torch.Tensor | None] = {}
         self.scores: dict[Matrix, torch.Tensor] = {}
         self.keep: dict[Matrix, torch.Tensor] = {}
+        self.damping: dict[Matrix, float | None] = {}
         self.facts: dict[Matrix, MatrixFacts] = {}
         self.unranked: list[str] = []
-        self.bar = tqdm(desc="Pruning", unit="block", disable=not progress, delay=1, total=0)
+        quiet = not progress or ranks.rank() > 0
+        self.bar = tqdm(desc="Pruning", unit="block", disable=quiet, delay=1, total=0)
 
     def __call__(self) -> None:
         """Prune every block and fill the report's rows."""
@@ -206,6 +197,7 @@ class _Run:
         def visit(index: int, evidence: Evidence) -> None:
             for matrix in self.by_block[index]:
                 self.summaries[matrix] = evidence.summary(matrix)
+                self.damping[matrix] = evidence.damping_of(matrix)
                 if not with_gradients:
                     self._decide(matrix, None)
             for name, kept in boundaries.items():
@@ -215,7 +207,10 @@ class _Run:
         if with_gradients:
             self._backward_sweep({name: streams[name] for name in with_gradients}, boundaries)
         if self.whole_model and isinstance(self.pattern, Unstructured):
-            self.keep.update(masks.keep_masks_of_model(self.scores, self.pattern))
+            total = sum(matrix.view().numel() for block in self.by_block for matrix in block)
+            apart = sum(int((~keep).sum()) for keep in self.keep.values())
+            removed = masks.removed_count(total, self.pattern.sparsity) - apart
+            self.keep |= masks.keep_masks_of_model(self.scores, removed)
             self.scores.clear()
             if not self.compensates:
                 for matrix, keep in self.keep.items():
@@ -295,17 +290,19 @@ class _Run:
                             index, batch.calls[index], inputs[position], gradients[name][position], matrices, add
                         )
                 for matrix in matrices:
-                    self._decide(matrix, sums.pop(matrix))
+                    self._decide(matrix, ranks.add_up(sums.pop(matrix)))
                 self.bar.update()
 
     def _decide(self, matrix: Matrix, gradient: torch.Tensor | None) -> None:
         """Score a matrix on the dense model and take the decision as far as it can be taken now."""
         scores = self._score(matrix, self.summaries.pop(matrix), gradient)
-        if self.whole_model:
+        if self.whole_model and matrix.name not in self.unranked:
             self.scores[matrix] = scores
             return
-        keep = masks.keep_mask(scores, self.pattern, self.config.block_size)
-        if self.compensates:
+        # Magnitudes say nothing beside the scores of other matrices: a matrix ranked by them gets its own share.
+        pattern = Unstructured(self.pattern.sparsity) if self.whole_model else self.pattern
+        keep = masks.keep_mask(scores, pattern, self.config.block_size)
+        if self.compensates or self.whole_model:
             self.keep[matrix] = keep
         else:
             self._zero(matrix, keep)
@@ -321,17 +318,20 @@ class _Run:
             keep = masks.keep_mask(scores, self.pattern, self.config.block_size)
         if seen is None or not repairs:
             assert keep is not None
+            self.damping.setdefault(matrix, evidence.damping_of(matrix))
             self._zero(matrix, keep)
             return
-        size, span = self.config.block_size, self.config.block_size
+        size = span = self.config.block_size
+        if isinstance(self.pattern, NM):  # a group lies in one block
+            span = self.pattern.group
+            size = max(span, size // span * span)
         if keep is not None:
             select = apply.select_from_mask(keep)
         else:
             select = apply.select_by_scores(self._score_span, self.pattern, matrix.shape, size)
-            span = self.pattern.group if isinstance(self.pattern, NM) else size
-        factor, damping = evidence.compensation_factor(matrix)
+        factor, self.damping[matrix] = evidence.compensation_factor(matrix)
         keep = apply.compensate(matrix.view(), factor, ~seen, select, span=span, block_size=size)
-        self._record(matrix, keep, damping)
+        self._record(matrix, keep)
 
     def _score_span(self, weights: torch.Tensor, inverse_diagonal: torch.Tensor) -> torch.Tensor:
         return self.criterion.scores(weights, inverse_diagonal, None)
@@ -352,9 +352,12 @@ class _Run:
 
     def _zero(self, matrix: Matrix, keep: torch.Tensor) -> None:
         apply.zero(matrix.view(), keep)
-        self._record(matrix, keep, None)
+        self._record(matrix, keep)
 
-    def _record(self, matrix: Matrix, keep: torch.Tensor, damping: float | None) -> None:
+    def _record(self, matrix: Matrix, keep: torch.Tensor) -> None:
+        damping = self.damping.get(matrix)
+        stored = matrix.stored()
+        apply.copy(stored, ranks.copy_from_first(stored))
         view = matrix.view()
         if not bool(torch.isfinite(view).all()):
             raise NumericalError(

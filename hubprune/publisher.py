@@ -20,13 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.card import render_card, size
 from hubprune.errors import HubPruneError, OutputError, UsageError
 from hubprune.hub import check_can_write, hub_errors, make_api
-from hubprune.readme import join_own
+from hubprune.readme import join_own, read_readme
 from hubprune.recipe import base_on_hub
 from hubprune.report import REPORT_NAME, BaseFacts, PruningReport, Totals, write_text
-from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save, write_record
+from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save
 from hubprune.verifier import verify
-
-__all__ = ["UploadPlan", "publish", "publish_folder", "save", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,7 @@ def publish(
             revision=revision,
             create_pr=create_pr,
             dry_run=dry_run,
+            trust_remote_code=report.base.trust_remote_code,
             api=api,
         )
         report.verification = PruningReport.load(folder).verification
@@ -145,6 +144,7 @@ def publish_folder(
     revision: str | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
     api: HfApi | None = None,
 ) -> CommitInfo | UploadPlan:
     """Verify a saved pruned model and push it in one commit.
@@ -162,6 +162,7 @@ def publish_folder(
         revision: Branch; created from the default one when there is none.
         create_pr: Open a pull request instead of writing to the branch.
         dry_run: Do everything but create and upload.
+        trust_remote_code: Let the folder's own modelling code run, which the checks need where there is some.
         api: Client to use instead of one made from ``token``.
 
     Returns:
@@ -177,7 +178,7 @@ def publish_folder(
     report = PruningReport.load(path)
     api = api or make_api(token)
     remote = _preflight(api, repo_id, report, token, revision, create_pr)
-    verify(path, report=report, trust_remote_code=report.base.trust_remote_code)
+    verify(path, report=report, trust_remote_code=trust_remote_code)
     _write_readme(path, repo_id, report, remote)
     files = _files(path)
     plan = UploadPlan(
@@ -300,9 +301,7 @@ def _refuse_other_model(repo_id: str, report: PruningReport, remote: _Remote) ->
 
 
 def _write_readme(folder: Path, repo_id: str, report: PruningReport, remote: _Remote) -> None:
-    path = folder / README
-    local = path.read_text(encoding="utf-8") if path.is_file() else None
-    write_text(path, render_card(report, repo_id, join_own(remote.readme, local)))
+    write_text(folder / README, render_card(report, repo_id, join_own(remote.readme, read_readme(folder))))
 
 
 def _files(folder: Path) -> list[str]:
@@ -344,9 +343,11 @@ def _new_places(api: HfApi, plan: UploadPlan, remote: _Remote, private: bool | N
         yield head
     except BaseException as error:
         try:
-            if made_repo and api.model_info(repo_id).sha == head:  # still as empty as it was made
+            # An answer can be lost after the commit has landed; then there is nothing to take away.
+            landed = made_branch and api.model_info(repo_id, revision=revision).sha != head
+            if made_repo and not landed and api.model_info(repo_id).sha == head:
                 api.delete_repo(repo_id)
-            elif made_branch and revision is not None:
+            elif made_branch and not landed and revision is not None:
                 api.delete_branch(repo_id, branch=revision)
         except (HfHubHTTPError, OSError, HubPruneError) as left:
             error.add_note(f"what the push created in {repo_id} could not be removed ({left}): remove it by hand")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -83,24 +84,34 @@ class PruneOnLoad(HfQuantizer):
         """Tell transformers that the result can be trained: it is a plain model."""
         return True
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        """Check the request and read its text while the model has no weights yet."""
         if self.pre_quantized:
             raise ConfigError(
                 "a saved model asks to be pruned on loading: remove quantization_config from its config.json"
             )
+        done = getattr(model.config, "hubprune", None)
+        if done:
+            raise ConfigError(
+                f"{model.config.name_or_path} was already pruned ({done['method']}, {done['pattern']}): load it "
+                f"without PruneOnLoadConfig, or prune {done['base_model']}"
+            )
         request = self.quantization_config
-        self.remove_quantization_config(model)
         trusted = type(model).__module__.startswith("transformers_modules")
         commit = getattr(model.config, "_commit_hash", None)
         base = Opening(str(model.config.name_or_path), commit, {"token": request.token, "trust_remote_code": trusted})
-        base.config, base.outline = model.config, model  # they are here already
-        plan = flow.prepare(
-            base, request.pruning, request.corpora, settings=request.settings, evaluation=request.evaluation
-        )
-        report = flow.execute(model, plan)
+        base.outline = model  # it is here already; its config speaks of a quantisation, which the base's does not
+        with torch.device("cpu"):  # transformers builds the model under the meta device
+            self._plan = flow.prepare(
+                base, request.pruning, request.corpora, settings=request.settings, evaluation=request.evaluation
+            )
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        self.remove_quantization_config(model)
+        report = flow.execute(model, self._plan)
         # Through Any: a module declares its attributes as tensors and modules.
         holder: Any = model
-        holder.hubprune_report, holder.tokenizer = report, plan.tokenizer
+        holder.hubprune_report, holder.tokenizer = report, self._plan.tokenizer
         return model
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -32,6 +33,21 @@ class OwnParts(NamedTuple):
     metadata: dict[str, Any]
     before: str
     after: str
+
+
+def read_readme(folder: Path) -> str | None:
+    """Read the README of a folder, None where there is none.
+
+    Raises:
+        OutputError: It cannot be read, so what a user wrote in it would be lost.
+    """
+    path = folder / "README.md"
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(
+            f"cannot read {path} ({error}), whose text would be lost: mend it or move it away"
+        ) from error
 
 
 def own_parts(text: str | None) -> OwnParts:

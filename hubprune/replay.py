@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from hubprune.architecture import Matrix, find_blocks
+from hubprune.architecture import Matrix, evaluation_mode, find_blocks
 from hubprune.errors import NumericalError, UnsupportedModelError
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
@@ -119,21 +119,21 @@ class Replay:
         self.prefix, self.blocks = find_blocks(model)
         self._as_tuple: bool | None = None
         self._calls: dict[tuple[int, ...], list[Call]] = {}
-        self._restore: list[tuple[nn.Parameter, bool]] = []
-        self._was_training = False
+        self._restore: list[tuple[nn.Parameter, bool, torch.Tensor | None]] = []
+        self._mode = ExitStack()
 
     def __enter__(self) -> Replay:
-        self._was_training = self.model.training
-        self._restore = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.model.eval()
+        self._restore = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
+        self._mode.enter_context(evaluation_mode(self.model))
         self.model.requires_grad_(False)
+        self.model.zero_grad(set_to_none=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for parameter, required in self._restore:
+        for parameter, required, gradient in self._restore:
             parameter.requires_grad_(required)
-            parameter.grad = None
-        self.model.train(self._was_training)
+            parameter.grad = gradient
+        self._mode.close()
         self._calls.clear()
 
     @contextmanager
@@ -246,7 +246,7 @@ class Replay:
         Raises:
             NumericalError: The loss is NaN or infinite.
         """
-        leaf = boundary.to(self._device(len(self.blocks) - 1)).requires_grad_(True)
+        leaf = boundary.detach().to(self._device(len(self.blocks) - 1)).requires_grad_(True)
         total, gradient = 0.0, torch.zeros_like(leaf)
         with torch.enable_grad(), self._recorders(answer=leaf):
             for loss in self._losses(batch.token_ids):
@@ -305,7 +305,7 @@ class Replay:
         """
         device = self._device(index)
         parameters = {id(m.parameter): m.parameter for m in matrices}.values()
-        leaf = boundary.to(device).requires_grad_(True)
+        leaf = boundary.detach().to(device).requires_grad_(True)
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
@@ -345,6 +345,8 @@ class _InputWatcher:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         matrices = self.by_module[module]
         if matrices[0].expert is not None:
+            if len(args) < 2:
+                raise UnsupportedModelError(f"the experts of {matrices[0].name} do not say which tokens they get")
             self._experts(module, matrices, args[0], args[1])
             return
         if args[0] is not self.held:
@@ -365,9 +367,7 @@ class _InputWatcher:
         for matrix in matrices:
             by_expert.setdefault(int(matrix.expert or 0), {})[matrix.attribute] = matrix
         for expert, named in by_expert.items():
-            tokens = hidden[(chosen == expert).any(dim=-1)]
-            if len(tokens) == 0:
-                continue
+            tokens = hidden[(chosen == expert).any(dim=-1)]  # none at all for some experts
             first = [m for a, m in named.items() if a != "down_proj"]
             if first:
                 self.sink(tuple(first), tokens)

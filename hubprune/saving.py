@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
+from hubprune.readme import own_parts, read_readme
 from hubprune.report import REPORT_NAME, PruningReport, write_text
 from hubprune.verifier import make_probe
 
@@ -66,7 +67,7 @@ def save(
         report.probe = make_probe(model, tokenizer)
     report.verification = None
     model.config.hubprune = report.summary()
-    with _disk_errors(target):
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(target.parent, model)
         staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-", dir=target.parent))
@@ -91,8 +92,9 @@ def check_output(folder: str | os.PathLike[str], model: PreTrainedModel | None =
     """
     target = Path(folder).resolve()
     _check_target(target)
+    own_parts(read_readme(target))
     place = next(folder for folder in target.parents if folder.exists())
-    with _disk_errors(target):
+    with disk_errors(target):
         tempfile.TemporaryDirectory(prefix=f".{target.name}-new-", dir=place).cleanup()
         if model is not None:
             _check_model(model)
@@ -132,7 +134,12 @@ def _check_room(place: Path, model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into one error.
+
+    Raises:
+        OutputError: The folder cannot be written, or has no room.
+    """
     try:
         yield
     except SafetensorError as error:
@@ -157,15 +164,12 @@ def _write(
 ) -> None:
     # The class' own method: a subclass may have replaced it by one that ends here.
     PreTrainedModel.save_pretrained(model, staged, max_shard_size=max_shard_size)
-    existing = None
-    if target.is_dir():
-        _keep_user_files(target, staged)
-        if (target / README).is_file():
-            existing = (target / README).read_text(encoding="utf-8")
-    _record(staged, report, tokenizer, model, repo_id, existing)
-    staged.chmod(0o755)
+    _record(staged, report, tokenizer, model, repo_id, read_readme(target))
+    staged.chmod(0o755)  # temporary folders and safetensors are for their owner alone
     for path in staged.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    if target.is_dir():
+        _keep_user_files(target, staged)
 
 
 def write_record(
@@ -190,9 +194,8 @@ def write_record(
     if report.probe is None and model is not None:
         report.probe = make_probe(model, tokenizer)
     report.verification = None
-    with _disk_errors(path):
-        existing = (path / README).read_text(encoding="utf-8") if (path / README).is_file() else None
-        _record(path, report, tokenizer, model, None, existing)
+    with disk_errors(path):
+        _record(path, report, tokenizer, model, None, read_readme(path))
 
 
 def _record(

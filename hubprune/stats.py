@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
+from hubprune import ranks
 from hubprune.architecture import Matrix
-from hubprune.errors import NumericalError
+from hubprune.errors import NumericalError, UnsupportedModelError
 
 StatisticName = Literal["norm", "hessian"]
 
@@ -19,21 +20,39 @@ StatisticName = Literal["norm", "hessian"]
 CHOLESKY_RETRIES = 3
 
 
-class InputNorm:
-    """Sum of squares of each input column over tokens.
+class Statistic:
+    """A sum over tokens.
 
     Attributes:
         tokens: Tokens seen.
-        total: ``(d_in,)``, float32.
+        total: The sum, float32.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.tokens = 0
-        self.total = torch.zeros(width, dtype=torch.float32, device=device)
+        self.total = torch.zeros(self.shape(width), dtype=torch.float32, device=device)
+
+    @staticmethod
+    def shape(width: int) -> tuple[int, ...]:
+        """Shape of the sum for inputs of a width."""
+        return (width,)
 
     def update(self, inputs: torch.Tensor) -> None:
         """Add ``inputs``, ``(tokens, d_in)``."""
         self.tokens += inputs.shape[0]
+
+    def add_up(self) -> None:
+        """Add what the other processes have seen."""
+        self.tokens = int(ranks.add_up(torch.tensor(self.tokens)))
+        self.total = ranks.add_up(self.total)
+
+
+class InputNorm(Statistic):
+    """Sum of squares of each input column over tokens, ``(d_in,)``."""
+
+    def update(self, inputs: torch.Tensor) -> None:
+        """Add ``inputs``, ``(tokens, d_in)``."""
+        super().update(inputs)
         self.total += inputs.float().square().sum(dim=0)
 
     def norm(self) -> torch.Tensor:
@@ -41,21 +60,20 @@ class InputNorm:
         return (self.total / max(self.tokens, 1)).sqrt()
 
 
-class Hessian:
-    """Second moment of the inputs, the Hessian of the layer's squared output error (SparseGPT, arXiv:2301.00774).
+class Hessian(Statistic):
+    """Second moment of the inputs, ``sum x x^T``, ``(d_in, d_in)``.
 
-    Attributes:
-        tokens: Tokens seen.
-        total: ``sum x x^T``, ``(d_in, d_in)``, float32.
+    It is the Hessian of the layer's squared output error (SparseGPT, arXiv:2301.00774).
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.tokens = 0
-        self.total = torch.zeros(width, width, dtype=torch.float32, device=device)
+    @staticmethod
+    def shape(width: int) -> tuple[int, ...]:
+        """Shape of the sum for inputs of a width."""
+        return (width, width)
 
     def update(self, inputs: torch.Tensor) -> None:
         """Add ``inputs``, ``(tokens, d_in)``."""
-        self.tokens += inputs.shape[0]
+        super().update(inputs)
         inputs = inputs.float()
         self.total.addmm_(inputs.T, inputs)
 
@@ -64,8 +82,7 @@ class Hessian:
         return self.total * (2.0 / max(self.tokens, 1))
 
 
-Statistic = InputNorm | Hessian
-STATISTICS: dict[StatisticName, type[InputNorm] | type[Hessian]] = {"norm": InputNorm, "hessian": Hessian}
+STATISTICS: dict[StatisticName, type[Statistic]] = {"norm": InputNorm, "hessian": Hessian}
 
 
 class InputCollector:
@@ -78,6 +95,7 @@ class InputCollector:
     def __init__(self, name: StatisticName) -> None:
         self.kind = STATISTICS[name]
         self.by_matrix: dict[Matrix, Statistic] = {}
+        self._complete: set[int] = set()
 
     def __call__(self, matrices: Sequence[Matrix], inputs: torch.Tensor) -> None:
         """Add an input ``(tokens, d_in)`` that ``matrices`` read."""
@@ -88,10 +106,16 @@ class InputCollector:
         accumulator.update(inputs)
 
     def get(self, matrix: Matrix) -> Statistic:
-        """The accumulator of a matrix; an empty one where no token arrived (an expert that nothing was routed to)."""
+        """The accumulator of a matrix, summed over all processes; every one must ask in the same order."""
         if matrix not in self.by_matrix:
-            self.by_matrix[matrix] = self.kind(matrix.shape[1], matrix.parameter.device)
-        return self.by_matrix[matrix]
+            raise UnsupportedModelError(
+                f"every matrix must be run by its block, and {matrix.name} was not: leave it alone (ignore=...)"
+            )
+        statistic = self.by_matrix[matrix]
+        if id(statistic) not in self._complete:
+            statistic.add_up()
+            self._complete.add(id(statistic))
+        return statistic
 
 
 def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:

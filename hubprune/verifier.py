@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import find_matrices, max_length, untouched_sha256
+from hubprune.architecture import evaluation_mode, find_matrices, max_length, untouched_sha256
 from hubprune.errors import NumericalError, VerificationError
 from hubprune.report import MatrixFacts, Probe, PruningReport, Verification
 from hubprune.sparsity import parse_pattern
@@ -84,13 +84,8 @@ def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         vocabulary = min(vocabulary, len(tokenizer))
     length = min(PROBE_TOKENS, max_length(model.config) or PROBE_TOKENS)
     ids = [(PROBE_STRIDE * (position + 1)) % vocabulary for position in range(length)]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(torch.tensor([ids], device=model.device), use_cache=False)
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad():
+        output = model(torch.tensor([ids], device=model.device), use_cache=False)
     logits = output.logits[0, -1, :PROBE_LOGITS].float().cpu()
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError("the pruned model answers a fixed input with NaN or infinity: prune less, or in float32")

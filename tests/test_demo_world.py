@@ -234,3 +234,33 @@ def test_training_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for file in ("model.safetensors", "tokenizer.json", "README.md"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert (tmp_path / "one" / "tokenizer.json").read_bytes() == (BASE / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_script_reproduces_the_committed_model(tmp_path: Path) -> None:
+    """Bit by bit where processor and versions are the same; elsewhere what is made of the model must not differ."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hubprune import PruningConfig, load_corpus, perplexity, prune
+
+    subprocess.run([sys.executable, "-m", "hubprune.demo.train", "--out", str(tmp_path)], check=True)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (BASE / "tokenizer.json").read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    general, medical, test = (
+        load_corpus([row["text"] for row in rows], tokenizer, num_samples=32, sequence_length=128)
+        for rows in (examples("general")["train"], examples("medical")["train"], examples("medical")["test"])
+    )
+    found = []
+    for folder in (BASE, tmp_path):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        report = prune(
+            model, tokenizer, PruningConfig("d-pruner", sparsity=0.7), {"general": general, "domain": medical}
+        )
+        weights = dict(model.named_parameters())
+        keep = torch.cat([(weights[f"{matrix.name}.weight"] != 0).flatten() for matrix in report.matrices])
+        found.append((keep, perplexity(model, test).perplexity))
+    (committed, expected), (trained, measured) = found
+    assert float((committed == trained).float().mean()) > 0.99
+    assert measured == pytest.approx(expected, rel=0.02)

@@ -52,7 +52,7 @@ def test_the_unit_is_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch) -> N
     class Usage:
         ru_maxrss = 5000
 
-    monkeypatch.setattr(environment.resource, "getrusage", lambda who: Usage())
+    monkeypatch.setattr("resource.getrusage", lambda who: Usage())
     found: dict[str, Any] = {}
     for system in ("linux", "darwin"):
         monkeypatch.setattr(sys, "platform", system)

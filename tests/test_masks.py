@@ -67,10 +67,9 @@ def test_one_of_four_keeps_one():
 @given(st.lists(SHAPES, min_size=1, max_size=5), SPARSITIES, st.booleans())
 def test_model_scope_counts_over_all_matrices(shapes, sparsity, ties):
     scores = {i: scores_of(shape, i, ties) for i, shape in enumerate(shapes)}
-    keep = keep_masks_of_model(scores, Unstructured(sparsity, "model"))
-    assert sum(int((~k).sum()) for k in keep.values()) == removed_count(
-        sum(s.numel() for s in scores.values()), sparsity
-    )
+    removed = removed_count(sum(s.numel() for s in scores.values()), sparsity)
+    keep = keep_masks_of_model(scores, removed)
+    assert sum(int((~k).sum()) for k in keep.values()) == removed
     dropped = [scores[i][~k].max() for i, k in keep.items() if (~k).any()]
     kept = [scores[i][k].min() for i, k in keep.items() if k.any()]
     assert not dropped or not kept or max(dropped) <= min(kept)

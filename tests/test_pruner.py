@@ -7,7 +7,7 @@ import torch
 
 from hubprune import PruningConfig, prune
 from hubprune.architecture import find_matrices, untouched_sha256
-from hubprune.errors import ConfigError, NumericalError, UnsupportedModelError
+from hubprune.errors import ConfigError, CorpusError, NumericalError, UnsupportedModelError
 from hubprune.masks import removed_count
 from hubprune.presets import METHODS
 from tests.families import FAMILIES, build, token_ids
@@ -157,7 +157,7 @@ class TestRefused:
         before = {name: p.clone() for name, p in model.state_dict().items()}
         with pytest.raises(error, match=match):
             run(model, **given)
-        assert all(torch.equal(p, before[name]) or p.isnan().any() for name, p in model.state_dict().items())
+        assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in model.state_dict().items())
 
     def test_missing_corpus(self):
         self.refused(ConfigError, "needs a domain corpus, got general", domain=None)
@@ -180,7 +180,12 @@ class TestRefused:
         self.refused(NumericalError, r"model\.layers\.2\.self_attn\.k_proj\.weight holds NaN", model=model)
 
     def test_token_outside_the_vocabulary(self):
-        self.refused(ConfigError, "vocabulary of 61, and the domain corpus has 61", domain=torch.full((2, 8), 61))
+        self.refused(CorpusError, "vocabulary of 61, and the domain corpus has 61", domain=torch.full((2, 8), 61))
+        self.refused(CorpusError, "and the domain corpus has -100: .* no padding", domain=torch.full((2, 8), -100))
+
+    def test_sequences_longer_than_the_model_reads(self):
+        words = "at most the 64 tokens that the model can read, and the domain corpus has 65"
+        self.refused(CorpusError, words, domain=torch.ones(2, 65, dtype=torch.long))
 
     def test_quantised_and_other_models(self):
         model = build("llama")

@@ -6,15 +6,18 @@ torch and transformers (``running``, ``opening``) are imported inside the comman
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hubprune.errors import HubPruneError
+from hubprune.errors import AccessError, HubPruneError, NotFoundError, OfflineError, UsageError
 
 __all__ = ["main"]
 
 MISTAKE = 2
+# What is wrong for every process of a run that is spread over several: the first one says it for all.
+SHARED = (UsageError, AccessError, NotFoundError, OfflineError)
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Packages of the extras, by the name they are imported with.
 EXTRAS = dict.fromkeys(("lz4", "markdown_it", "matplotlib", "nh3", "starlette", "uvicorn"), "demo")
@@ -37,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = typer.main.get_command(build()).main(arguments, prog_name="hubprune", standalone_mode=False)
     except HubPruneError as error:
+        if isinstance(error, SHARED) and os.environ.get("RANK", "0") != "0":
+            return MISTAKE
         return _refuse("; ".join([str(error), *getattr(error, "__notes__", ())]))
     except usage_error as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""

@@ -18,7 +18,6 @@ from hubprune.cli.options import (
     TokenOption,
     TrustOption,
 )
-from hubprune.errors import OutputError
 
 
 def push(
@@ -32,6 +31,7 @@ def push(
     create_pr: CreatePrOption = False,
     commit_message: MessageOption = None,
     token: TokenOption = None,
+    trust_remote_code: TrustOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Verify the folder of a pruned model and publish it in one commit."""
@@ -46,6 +46,7 @@ def push(
         commit_message=commit_message,
         token=token,
         dry_run=dry_run,
+        trust_remote_code=trust_remote_code,
     )
     print(tables.destination(done))
 
@@ -83,13 +84,8 @@ def rewrite_card(folder: Path, repo_id: str | None) -> Path:
     """
     from hubprune.card import render_card
     from hubprune.hub import README
+    from hubprune.readme import read_readme
     from hubprune.report import PruningReport, write_text
 
-    path = folder / README
-    try:
-        existing = path.read_text(encoding="utf-8") if path.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(
-            f"cannot read {path} ({error}), whose text would be lost: mend it or move it away"
-        ) from error
-    return write_text(path, render_card(PruningReport.load(folder), repo_id, existing))
+    text = render_card(PruningReport.load(folder), repo_id, read_readme(folder))
+    return write_text(folder / README, text)

@@ -34,6 +34,7 @@ from hubprune.sparsity import SCOPES
 
 # Keywords of ``from_pretrained``, and of ``publish_folder``.
 LOADING = ("dtype", "device_map", "trust_remote_code", "token")
+CORPUS_OPTIONS = ("num_samples", "sequence_length", "packing", "streaming", "seed")
 PUBLISHING = ("private", "create_pr", "commit_message")
 # What is dropped of a file where the command line says something that excludes it.
 EXCLUDES = {"pattern": ("sparsity", "scope"), "sparsity": ("pattern",), "scope": ("pattern",)}
@@ -125,6 +126,14 @@ def prune(
         int, typer.Option(help="Sequences of each text.", rich_help_panel=TEXT_PANEL)
     ] = CorpusConfig.num_samples,
     sequence_length: LengthOption = None,
+    packing: Annotated[
+        bool,
+        typer.Option(help="Join documents to full sequences, or one each.", rich_help_panel=TEXT_PANEL),
+    ] = CorpusConfig.packing,
+    streaming: Annotated[
+        bool,
+        typer.Option(help="Read rows as needed, or download the files first.", rich_help_panel=TEXT_PANEL),
+    ] = CorpusConfig.streaming,
     evaluation: Annotated[
         list[str] | None,
         typer.Option(
@@ -171,7 +180,7 @@ def read_request(ctx: typer.Context) -> Request:
         | {name: tuple(given[name] or ()) for name in ("targets", "ignore")}
         | {"options": _options(given["option"] or ())}
     )
-    settings = {name: given[name] for name in ("num_samples", "sequence_length", "seed")}
+    settings = {name: given[name] for name in CORPUS_OPTIONS}
     corpora = {name: parse_corpus(given[name], **settings) for name in CORPUS_NAMES if given[name] is not None}
     config.check_corpora(tuple(corpora))
     if given["out"] is None and given["push"] is None and not given["dry_run"]:
@@ -190,7 +199,7 @@ def read_request(ctx: typer.Context) -> Request:
         loading=loading,
         out=None if given["out"] is None else Path(given["out"]),
         push=given["push"],
-        publishing={name: given[name] for name in (*PUBLISHING, "token")},
+        publishing={name: given[name] for name in (*PUBLISHING, "token", "trust_remote_code")},
         dry_run=given["dry_run"],
     )
 

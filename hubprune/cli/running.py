@@ -8,9 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from hubprune import flow, publisher, saving
+from hubprune import flow, publisher, ranks, saving
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
@@ -26,9 +27,16 @@ def run(request: Request) -> None:
     Raises:
         HubPruneError: The request is refused, or the run failed.
     """
-    progress = sys.stderr.isatty()
+    ranks.start()
+    try:
+        _run(request, progress=sys.stderr.isatty() and ranks.rank() == 0)
+    finally:
+        ranks.finish()
+
+
+def _run(request: Request, *, progress: bool) -> None:
     if request.out is not None:
-        saving.check_output(request.out)
+        ranks.in_first(lambda: saving.check_output(Path(str(request.out))))
     base = Opening(request.base, request.revision, request.loading)
     _refuse_pruned(base)
     outline = flow.draw(base, request.config)
@@ -48,23 +56,28 @@ def run(request: Request) -> None:
         progress=progress,
     )
     if request.dry_run:
-        tables.show(tables.plan(request, plan, outline, is_new))
+        ranks.in_first(lambda: tables.show(tables.plan(request, plan, outline, is_new)))
         return
-    tables.warn(plan.warnings)
+    ranks.in_first(lambda: tables.warn(plan.warnings))
     with _folder(request.out) as folder:
         model = base.weights()
-        saving.check_output(folder, model)
+        ranks.in_first(partial(saving.check_output, folder, model))
         report = flow.execute(model, plan, progress=progress)
-        saving.save(model, folder, report=report, tokenizer=plan.tokenizer, repo_id=request.push)
+        save = partial(saving.save, report=report, tokenizer=plan.tokenizer, repo_id=request.push)
+        ranks.in_first(partial(save, model, folder))
         del model  # the checks reload it from the folder
-        places = {"folder": str(request.out)} if request.out is not None else {}
-        if request.push is not None:
-            places["on the Hub"] = _push(folder, request.push, request)
-        else:
-            verify(folder, trust_remote_code=base.keywords["trust_remote_code"])
-            rewrite_card(folder, None)
-        report = PruningReport.load(folder)
-    tables.show(*tables.result(report, places))
+        ranks.in_first(lambda: _deliver(folder, plan, request))
+
+
+def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
+    """Check what was saved, push it where that was asked for, and show what came of it."""
+    places = {"folder": str(request.out)} if request.out is not None else {}
+    if request.push is not None:
+        places["on the Hub"] = _push(folder, request.push, request)
+    else:
+        verify(folder, trust_remote_code=plan.base.keywords["trust_remote_code"])
+        rewrite_card(folder, None)
+    tables.show(*tables.result(PruningReport.load(folder), places))
 
 
 def _refuse_pruned(base: Opening) -> None:

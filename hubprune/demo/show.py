@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 from hubprune import errors
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
-from hubprune.demo.client import PUSHED_ID, RUNS, SPARSITY, USER
+from hubprune.demo.client import PUSHED_ID, RUNS, SETTINGS, SPARSITY, USER
 from hubprune.demo.story import Story, answers, code, perplexity_table
 from hubprune.demo.world import examples, write_world
 from hubprune.report import REPORT_NAME, PruningReport
@@ -110,9 +110,9 @@ def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
 
 
 def _recipe(method: str, corpora: Mapping[str, str]) -> str:
-    keywords = {"method": method, "sparsity": SPARSITY, **corpora}
+    keywords = {"method": method, "sparsity": SPARSITY, **corpora, **SETTINGS}
     given = ", ".join(f"{name}={json.dumps(value)}" for name, value in keywords.items())
-    return f'model = AutoPrunedModelForCausalLM.from_pretrained("{MODEL_ID}", {given})'
+    return f'model = AutoPrunedModelForCausalLM.from_pretrained("{MODEL_ID}", {given}, evaluation=...)'
 
 
 def _environment(hub: Mapping[str, str], cache: Path) -> dict[str, str]:

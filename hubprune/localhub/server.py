@@ -194,7 +194,7 @@ def serve(
     hub = EmbeddedHub(folder, users=users, pro=pro, orgs=orgs, seed=seed, port=port, host=host)
     listener = hub.prepare()
     lines = [f"Hub of {os.path.abspath(folder)} at {hub.url}", f"  export HF_ENDPOINT={hub.url}"]
-    lines += [f"  export HF_TOKEN={token}    # {name}" for name, token in hub.users.tokens.items()]
+    lines += [f"  export HF_TOKEN=<token of {name}>" for name in hub.users.tokens]
     lines.append("  export HF_HUB_DISABLE_TELEMETRY=1 DISABLE_SAFETENSORS_CONVERSION=1")
     if not is_loopback(host):
         lines.append(f"Open to the network on {host}: traffic is not encrypted and tokens can be read on the way.")

@@ -1,0 +1,183 @@
+"""A run spread over processes: shares, sums, the same masks as one process, and what happens when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hubprune import ranks
+from hubprune.demo import GENERAL_ID, MEDICAL_ID, MODEL_ID
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What every process runs: prune a tiny model on its part of fixed tokens, keep the scores, and measure.
+WORK = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from hubprune import PruningConfig, perplexity, prune, ranks
+from hubprune.calibration import corpus_from_tokens
+from hubprune.criterion import load_criterion
+from tests.families import build, token_ids
+
+method, family, out = sys.argv[1:4]
+ranks.start()
+model = build(family)
+config = PruningConfig(method, sparsity=0.5, batch_size=2)
+criterion, scores = load_criterion(config), []
+
+class Watched(type(criterion)):
+    scope, application = config.resolved_pattern().scope, config.resolved_application()
+
+    def scores(self, *given):
+        scores.append(super().scores(*given))
+        return scores[-1]
+
+criterion.__class__ = Watched
+corpora = {"general": token_ids(6, 12), "domain": token_ids(7, 12, seed=1)}
+report = prune(model, None, config, corpora, criterion=criterion, progress=False)
+found = perplexity(model, corpus_from_tokens(token_ids(5, 10, seed=2), "x"), batch_size=1, progress=False)
+held = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+held |= {f"score {i}": score.contiguous() for i, score in enumerate(scores)}
+held["perplexity"] = torch.tensor([found.perplexity, found.stderr, found.windows], dtype=torch.float64)
+held["processes"] = torch.tensor(report.hardware["processes"])
+save_file(held, Path(out) / f"{ranks.rank()}.safetensors")
+ranks.finish()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(code: str, processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Start the processes of a group as a launcher does."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def run(method: str, family: str, processes: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+    folder.mkdir()
+    started = start(WORK, processes, method, family, str(folder))
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, printed
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(processes)]
+
+
+@pytest.mark.parametrize(("method", "family"), [("d-pruner", "llama"), ("sparsegpt", "qwen2"), ("wanda", "mixtral")])
+def test_one_two_and_three_processes_agree(method: str, family: str, tmp_path: Path) -> None:
+    (alone,) = run(method, family, 1, tmp_path / "1")
+    for processes in (2, 3):
+        everywhere = run(method, family, processes, tmp_path / str(processes))
+        for other in everywhere:
+            assert other.keys() == alone.keys()
+            assert int(other["processes"]) == processes
+            assert all(torch.equal(other[name], everywhere[0][name]) for name in other), (
+                "processes ended with other weights"
+            )
+        agreed = total = 0
+        for name, tensor in alone.items():
+            mine = everywhere[0][name]
+            if name == "perplexity":
+                torch.testing.assert_close(mine, tensor, rtol=1e-4, atol=0)
+            elif name.startswith("score") and method != "sparsegpt":  # its scores come from weights repaired before
+                torch.testing.assert_close(mine, tensor, rtol=1e-5, atol=1e-5 * float(tensor.abs().max()))
+            elif tensor.is_floating_point():
+                agreed += int(((mine == 0) == (tensor == 0)).sum())
+                total += tensor.numel()
+        assert agreed / total >= 0.9999
+
+
+def test_shares_are_consecutive_even_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    parts = []
+    for mine in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda mine=mine: mine)
+        parts.append(ranks.share(range(8)))
+    assert [list(part) for part in parts] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+
+
+def test_one_process_alone_sends_nothing() -> None:
+    tensor = torch.ones(2)
+    assert ranks.add_up(tensor) is tensor
+    assert ranks.copy_from_first(tensor) is tensor
+    assert ranks.gather((1, 2)) == [1, 2]
+    assert ranks.in_first(lambda: "done") == "done"
+
+
+def test_a_process_that_dies_ends_the_run_with_a_clear_message() -> None:
+    code = (
+        "import os, torch\nfrom hubprune import ranks\nfrom hubprune.errors import ProcessError\nranks.start()\n"
+        "ranks.wait()\nif ranks.rank() == 1: os._exit(9)\n"
+        "try:\n    ranks.add_up(torch.ones(3))\nexcept ProcessError as error:\n    print(error)\n    os._exit(2)\n"
+    )
+    survivor, victim = start(code, 2)
+    said = survivor.communicate(timeout=60)[0]
+    victim.communicate(timeout=60)
+    assert (survivor.returncode, victim.returncode) == (2, 9)
+    assert "process 0 cannot add up statistics with the others, one of them has ended" in said
+    assert "start the run again" in said
+
+
+def test_too_little_text_for_so_many_processes_is_refused() -> None:
+    code = (
+        "from hubprune import PruningConfig, prune, ranks\nfrom hubprune.errors import ConfigError\n"
+        "from tests.families import build, token_ids\nranks.start()\n"
+        "try:\n    prune(build('llama'), None, PruningConfig('wanda'), {'domain': token_ids(1, 8)}, progress=False)\n"
+        "except ConfigError as error:\n    print(error)\nranks.finish()\n"
+    )
+    for process in start(code, 2):
+        assert "the domain corpus has 1 for 2 processes: give more text" in process.communicate(timeout=60)[0]
+
+
+def test_accelerate_launch_prunes_as_one_process_does(demo_hub, tmp_path: Path) -> None:
+    """The first process alone writes, verifies and shows the result."""
+    options = f"prune {MODEL_ID} --method d-pruner --sparsity 0.5 --general {GENERAL_ID} --domain {MEDICAL_ID}".split()
+    options += "--num-samples 6 --sequence-length 64 --dtype float32 --evaluation none".split()
+    environment = {**os.environ, **demo_hub.env("me"), "PYTHONPATH": str(ROOT)}
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m"]
+    for name, start_words in (("one", [sys.executable, "-m"]), ("two", launch)):
+        command = [*start_words, "hubprune", *options, "--out", str(tmp_path / name)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("verified") == 1, done.stdout
+    reports = [json.loads((tmp_path / name / "hubprune_report.json").read_text("utf-8")) for name in ("one", "two")]
+    assert [report["hardware"]["processes"] for report in reports] == [1, 2]
+    assert all(report["verification"]["passed"] for report in reports)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
+    same = sum(int(((one[name] == 0) == (two[name] == 0)).sum()) for name in one)
+    assert same / sum(tensor.numel() for tensor in one.values()) >= 0.9999
