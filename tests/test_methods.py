@@ -13,8 +13,8 @@ from hubprune.architecture import find_matrices
 from hubprune.card import render_card
 from hubprune.masks import removed_count
 from hubprune.presets import APPLICATIONS, METHODS
-from hubprune.publisher import save
 from hubprune.report import PruningReport
+from hubprune.saving import save
 from hubprune.sparsity import SCOPES, parse_pattern
 from tests.families import FAMILIES, build, token_ids
 

@@ -14,7 +14,17 @@ import hubprune
 from hubprune import AutoPrunedModelForCausalLM, PruneOnLoadConfig, PrunerMixin, PruningConfig
 from hubprune.architecture import find_matrices
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
-from hubprune.errors import AccessError, ConfigError, CorpusError, NotFoundError, UnsupportedModelError, UsageError
+from hubprune.errors import (
+    AccessError,
+    ConfigError,
+    CorpusError,
+    NotFoundError,
+    NumericalError,
+    OfflineError,
+    OutputError,
+    UnsupportedModelError,
+    UsageError,
+)
 
 CORPORA = {"general": GENERAL_ID, "domain": MEDICAL_ID}
 SMALL = {"num_samples": 8, "sequence_length": 64, "progress": False}
@@ -273,3 +283,88 @@ def test_a_push_without_permission_is_refused_before_any_work(model, hub, monkey
     )
     with pytest.raises(AccessError, match="guest may not create it; push to a repository of guest"):
         model.push_to_hub("me/not-yours", token=hub.token("guest"))
+
+
+def test_the_seed_of_a_config_chooses_the_text_too():
+    facts = [
+        AutoPrunedModelForCausalLM.from_pretrained(
+            MODEL_ID, domain=MEDICAL_ID, evaluation=None, **request, **SMALL
+        ).hubprune_report.corpora[0]
+        for request in (
+            {"pruning_config": PruningConfig("wanda", seed=5)},
+            {"method": "wanda", "seed": 5},
+            {"method": "wanda"},
+        )
+    ]
+    assert [found.seed for found in facts] == [5, 5, 0]
+    assert facts[0].token_sha256 == facts[1].token_sha256 != facts[2].token_sha256
+
+
+def test_broken_weights_are_named_before_anything_is_measured(tmp_path: Path):
+    broken = AutoModelForCausalLM.from_pretrained(MODEL_ID)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    broken.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MODEL_ID).save_pretrained(tmp_path)
+    with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        AutoPrunedModelForCausalLM.from_pretrained(tmp_path, method="d-pruner", **CORPORA, **SMALL)
+
+
+def test_a_model_without_a_tokenizer_is_pruned_saved_and_loaded_again(tmp_path: Path):
+    AutoModelForCausalLM.from_pretrained(MODEL_ID).save_pretrained(tmp_path / "base")
+    request = {"method": "magnitude", "sparsity": 0.5, "evaluation": None}
+    pruned = AutoPrunedModelForCausalLM.from_pretrained(tmp_path / "base", **request)
+    assert pruned.tokenizer is None
+    assert any("without a tokenizer" in warning for warning in pruned.hubprune_report.warnings)
+    pruned.save_pretrained(tmp_path / "pruned")
+    again = AutoPrunedModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert again.tokenizer is None
+    assert again.hubprune_report.totals == pruned.hubprune_report.totals
+
+
+def test_the_cache_asked_for_serves_a_run_without_the_network(tmp_path: Path):
+    request = {"method": "magnitude", "evaluation": None, "cache_dir": tmp_path / "cache"}
+    first = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **request)
+    again = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, local_files_only=True, **request)
+    assert same_weights(first, again)
+    with pytest.raises(OfflineError, match="local_files_only is set and the cache does not hold it"):
+        AutoPrunedModelForCausalLM.from_pretrained(
+            MODEL_ID, method="magnitude", local_files_only=True, cache_dir=tmp_path / "empty"
+        )
+
+
+def test_a_mistyped_keyword_is_refused():
+    with pytest.raises(ConfigError, match=r"no keyword 'sparsityy': did you mean 'sparsity'\?"):
+        AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, method="magnitude", sparsityy=0.5)
+
+
+def test_the_door_inside_transformers_checks_before_the_weights(model, tmp_path: Path, monkeypatch):
+    config = PruneOnLoadConfig(method="wanda", domain=f"{MEDICAL_ID}:default:dev")
+    monkeypatch.setattr(
+        "transformers.modeling_utils.load_state_dict", lambda *_a, **_k: pytest.fail("weights were read")
+    )
+    with pytest.raises(CorpusError, match="has no split 'dev'"):
+        AutoModelForCausalLM.from_pretrained(MODEL_ID, quantization_config=config)
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="was already pruned"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=PruneOnLoadConfig(method="magnitude"))
+
+
+def test_saving_into_what_is_no_folder_is_one_clear_error(model, tmp_path: Path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot write .*file/inside"):
+        model.save_pretrained(tmp_path / "file" / "inside")
+
+
+def test_a_gated_data_set_is_refused_with_a_link(hub, hub_api):
+    api = hub_api()
+    api.create_repo("me/gated-set", repo_type="dataset", exist_ok=True)
+    api.upload_file(
+        path_or_fileobj=b'{"text": "a row"}\n', path_in_repo="data.jsonl", repo_id="me/gated-set", repo_type="dataset"
+    )
+    api.update_repo_settings("me/gated-set", gated="auto", repo_type="dataset")
+    with pytest.raises(AccessError, match=r"gated; ask for access at .*/datasets/me/gated-set"):
+        AutoPrunedModelForCausalLM.from_pretrained(
+            MODEL_ID, method="wanda", domain="me/gated-set", token=hub.token("guest"), **SMALL
+        )

@@ -197,3 +197,56 @@ class TestRefused:
 
     def test_text_without_a_tokenizer(self):
         self.refused(ConfigError, "needs a tokenizer", domain=["some text"])
+
+
+@pytest.mark.parametrize(("pattern", "block_size"), [("2:4", 6), ("2:4", 10), ("3:6", 16), ("1:3", 128)])
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+def test_groups_hold_whatever_the_block_size(method, pattern, block_size):
+    """A group never spans two blocks of the column sweep."""
+    model = build("llama", hidden_size=48, head_dim=12)
+    run(model, method=method, pattern=pattern, block_size=block_size, application="compensate")
+    assert_nm(model, int(pattern[0]), int(pattern[2]))
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "d-pruner", "cross-calibration"])
+def test_weights_that_read_nothing_go_first(method):
+    """Half of the inputs of OPT's fc2 are never active: removing their weights costs nothing."""
+    model = build("opt")
+    for block in model.model.decoder.layers:
+        with torch.no_grad():
+            block.fc1.bias[::2] = -1e4
+    report = run(model, method=method, sparsity=0.5, scope="matrix", application="zero")
+    for block in model.model.decoder.layers:
+        assert int((block.fc2.weight[:, ::2] != 0).sum()) == 0
+        assert int((block.fc2.weight[:, 1::2] == 0).sum()) == 0
+    assert report.totals.zeros == report.totals.pruned
+
+
+def test_matrices_without_evidence_get_their_own_share_in_the_model_scope():
+    """Magnitudes are no match for the scores of other matrices, so they do not compete with them."""
+    model = build("mixtral", num_local_experts=8)
+    tokens = token_ids(1, 2)
+    report = run(model, method="d-pruner", sparsity=0.5, scope="model", general=tokens, domain=tokens)
+    assert report.totals.pruned == removed_count(report.totals.targeted, 0.5)
+    named = next(w for w in report.warnings if "ranked by magnitude" in w)
+    blind = [row for row in report.matrices if f"{row.name}," in named or f"{row.name})" in named]
+    assert blind
+    assert all(row.pruned == removed_count(row.numel, 0.5) for row in blind)
+
+
+def test_damping_that_was_needed_is_recorded_whatever_is_done_to_the_weights(monkeypatch):
+    from hubprune import evidence
+
+    monkeypatch.setattr(evidence, "inverse_cholesky", lambda h, damping: (torch.eye(len(h)) + 0 * h, 10 * damping))
+    report = run(build("llama"), method="d-pruner", application="zero")
+    assert {row.damping for row in report.matrices} == {0.1}
+    assert {row.damping for row in run(build("llama"), method="wanda").matrices} == {None}
+
+
+def test_seed_and_names_of_the_corpora_are_those_of_the_run():
+    from hubprune.calibration import corpus_from_tokens
+
+    corpora = {"general": corpus_from_tokens(GENERAL), "domain": corpus_from_tokens(DOMAIN)}
+    report = prune(build("llama"), None, PruningConfig("d-pruner"), corpora, progress=False)
+    assert [corpus.name for corpus in report.corpora] == ["general", "domain"]
+    assert corpora["general"].facts.name == "corpus"

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hubprune import publisher as publishing
+from hubprune import saving
 from hubprune.errors import AccessError, OutputError, UsageError, VerificationError
-from hubprune.publisher import UploadPlan, publish, publish_folder, save, write_record
+from hubprune.publisher import UploadPlan, publish, publish_folder
 from hubprune.report import REPORT_NAME, PruningReport
+from hubprune.saving import save, write_record
 from hubprune.verifier import CHECKS, verify
 from tests.pruned import prune_by_hand, tiny_model, tiny_tokenizer
 
@@ -419,3 +421,12 @@ def test_a_guest_may_open_a_pull_request(
 def test_a_model_without_a_report_is_refused(model: LlamaForCausalLM, api: HfApi) -> None:
     with pytest.raises(UsageError, match="give report="):
         publish(model, "me/x", api=api)
+
+
+def test_a_readme_that_cannot_be_read_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "hubprune_report.json").write_text("{}", encoding="utf-8")
+    (folder / "README.md").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(OutputError, match="cannot read .*README.md .*whose text would be lost: mend it"):
+        saving.check_output(folder)

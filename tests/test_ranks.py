@@ -162,6 +162,7 @@ def test_accelerate_launch_prunes_as_one_process_does(demo_hub, tmp_path: Path) 
         "-m",
         "accelerate.commands.launch",
         "--cpu",
+        "--multi_cpu",
         "--num_processes",
         "2",
         "--num_machines",
