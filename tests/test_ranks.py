@@ -152,7 +152,7 @@ def test_too_little_text_for_so_many_processes_is_refused() -> None:
         assert "the domain corpus has 1 for 2 processes: give more text" in process.communicate(timeout=60)[0]
 
 
-def test_accelerate_launch_prunes_as_one_process_does(demo_hub, tmp_path: Path) -> None:
+def test_a_launcher_starts_processes_that_prune_as_one_does(demo_hub, tmp_path: Path) -> None:
     """The first process alone writes, verifies and shows the result."""
     options = f"prune {MODEL_ID} --method d-pruner --sparsity 0.5 --general {GENERAL_ID} --domain {MEDICAL_ID}".split()
     options += "--num-samples 6 --sequence-length 64 --dtype float32 --evaluation none".split()
@@ -160,15 +160,13 @@ def test_accelerate_launch_prunes_as_one_process_does(demo_hub, tmp_path: Path) 
     launch = [
         sys.executable,
         "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--multi_cpu",
-        "--num_processes",
+        "torch.distributed.run",
+        "--nproc-per-node",
         "2",
-        "--num_machines",
-        "1",
+        "--master-port",
+        str(free_port()),
+        "-m",
     ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m"]
     for name, start_words in (("one", [sys.executable, "-m"]), ("two", launch)):
         command = [*start_words, "hubprune", *options, "--out", str(tmp_path / name)]
         done = subprocess.run(
