@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
-from hubprune import apply, masks
+from hubprune import PruningConfig, apply, masks, prune
+from hubprune.architecture import find_matrices
 from hubprune.errors import NumericalError
 from hubprune.sparsity import NM, Unstructured
 from hubprune.stats import inverse_cholesky
+from tests.families import build, token_ids
 
 DAMPING = 0.01
 
@@ -36,6 +40,32 @@ def slow_sweep(weight, hessian, choose):
     return w, keep
 
 
+def by_block(size, counts):
+    """Choose the lowest of each block of columns when its first column is reached."""
+
+    def choose(w, j, diagonals, keep):
+        if j % size == 0:
+            part = w[:, j : j + size] ** 2 / diagonals[j : j + size]
+            order = part.flatten().sort().indices[: counts[j // size]]
+            flat = torch.ones(part.numel(), dtype=torch.bool)
+            flat[order] = False
+            keep[:, j : j + size] = flat.reshape(part.shape)
+
+    return choose
+
+
+def by_group(pattern):
+    """Choose the lowest of each group of a row when its first column is reached."""
+
+    def choose(w, j, diagonals, keep):
+        if j % pattern.group == 0:
+            part = w[:, j : j + pattern.group] ** 2 / diagonals[j : j + pattern.group]
+            for i in range(len(w)):
+                keep[i, j + part[i].sort().indices[: pattern.group - pattern.keep]] = False
+
+    return choose
+
+
 def run(weight, hessian, select, span, block_size):
     factor, _ = inverse_cholesky(hessian, DAMPING)
     result = weight.float().clone()
@@ -61,15 +91,7 @@ def test_sparsegpt_chooses_per_block_from_repaired_weights():
     size, pattern = 8, Unstructured(0.6, "block")
     counts = masks.block_counts(*weight.shape, size, 0.6)
 
-    def choose(w, j, diagonals, keep):
-        if j % size == 0:
-            part = w[:, j : j + size] ** 2 / diagonals[j : j + size]
-            order = part.flatten().sort().indices[: counts[j // size]]
-            flat = torch.ones(part.numel(), dtype=torch.bool)
-            flat[order] = False
-            keep[:, j : j + size] = flat.reshape(part.shape)
-
-    expected, mask = slow_sweep(weight, hessian, choose)
+    expected, mask = slow_sweep(weight, hessian, by_block(size, counts))
     select = apply.select_by_scores(lambda w, d: w**2 / d, pattern, tuple(weight.shape), size)
     found, keep = run(weight, hessian, select, size, size)
     assert torch.equal(keep, mask)
@@ -81,13 +103,7 @@ def test_sparsegpt_chooses_per_block_from_repaired_weights():
 def test_sparsegpt_chooses_nm_groups_as_it_reaches_them(pattern):
     weight, hessian, _ = problem()
 
-    def choose(w, j, diagonals, keep):
-        if j % 4 == 0:
-            part = w[:, j : j + 4] ** 2 / diagonals[j : j + 4]
-            for i in range(len(w)):
-                keep[i, j + part[i].sort().indices[: 4 - pattern.keep]] = False
-
-    expected, mask = slow_sweep(weight, hessian, choose)
+    expected, mask = slow_sweep(weight, hessian, by_group(pattern))
     select = apply.select_by_scores(lambda w, d: w**2 / d, pattern, tuple(weight.shape), 8)
     found, keep = run(weight, hessian, select, 4, 8)
     assert torch.equal(keep, mask)
@@ -126,3 +142,37 @@ def test_a_hessian_that_cannot_be_factorised_is_an_error_and_one_that_needs_damp
     assert used == pytest.approx(1.0)
     with pytest.raises(NumericalError, match="more calibration text"):
         inverse_cholesky(torch.full((3, 3), float("nan")), 0.01)
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "cross-calibration"])
+@pytest.mark.parametrize("pattern", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+def test_a_whole_run_repairs_every_matrix_as_by_hand(method, pattern):
+    """The defaults of the two methods that repair, on the inputs that the only block of a model gets."""
+    model = build("llama", num_hidden_layers=1)
+    texts = {"general": token_ids(6, 40), "domain": token_ids(5, 40, seed=1)}
+    matrices = find_matrices(model)
+    second = {name: {m.name: 0.0 for m in matrices} for name in texts}
+    for name, ids in texts.items():
+        with ExitStack() as stack, torch.no_grad():
+            for matrix in matrices:
+
+                def watch(_module, args, sums=second[name], key=matrix.name):
+                    x = args[0].flatten(0, -2).double()
+                    sums[key] = sums[key] + x.T @ x
+
+                stack.callback(matrix.module.register_forward_pre_hook(watch).remove)
+            model(ids)
+    tokens = {name: ids.numel() for name, ids in texts.items()}
+    before = {matrix.name: matrix.view().double().clone() for matrix in matrices}
+    prune(model, None, PruningConfig(method, **pattern), texts, progress=False)
+    for matrix in matrices:
+        if method == "sparsegpt":  # all text together
+            hessian = 2 * sum(second[name][matrix.name] for name in texts) / sum(tokens.values())
+        else:  # each text as much as the other
+            hessian = sum(second[name][matrix.name] / tokens[name] for name in texts)
+        weight = before[matrix.name]
+        removed = masks.removed_count(weight.numel(), 0.5)
+        choose = by_group(NM(2, 4)) if "pattern" in pattern else by_block(128, [removed])
+        expected, keep = slow_sweep(weight, hessian, choose)
+        assert float((keep == (matrix.view() != 0)).float().mean()) > 0.999
+        torch.testing.assert_close(matrix.view().double(), expected, rtol=1e-3, atol=1e-3)
