@@ -50,7 +50,7 @@ def plain(model, ids, *, backward: bool, batch_size: int) -> None:
             for part in ids.split(batch_size):
                 model(input_ids=part, use_cache=False)
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()  # checkpointing is active in training mode only; this model has no dropout
     for part in ids.split(1):
         model(input_ids=part, labels=part, use_cache=False).loss.backward()
@@ -129,6 +129,8 @@ def main() -> None:
                 *(f"{r:.2f}" for r in ratios[name]),
                 f"{row['peak'] / 2**20:.0f}",
                 f"{(row['peak'] - row['before']) / 2**20:.0f}",
+                f"{row['peak'] / passes['forward both']['peak']:.2f}",
+                f"{row['peak'] / passes['backward both']['peak']:.2f}",
             )
         )
     table(
@@ -141,6 +143,8 @@ def main() -> None:
             "x [forward general + backward domain]",
             "peak RSS, MiB",
             "of it added, MiB",
+            "x forward's peak",
+            "x backward's peak",
         ),
         rows,
     )
