@@ -5,9 +5,9 @@ the second-order change of that loss when it is removed. G is the general import
 optimal brain surgery on general text (equation 3 of the paper's general stage); g_n is the gradient of domain
 sequence n.
 
-Three forms. ``paper`` is the literal score; its regulariser and its second-order term are orders of magnitude below
-the first, so it ranks almost as ``|g W|`` does. ``dual``, the default, is our reading of the idea: the two importances
-multiplied on comparable scales. ``additive`` is their sum.
+Three forms. ``paper`` is the paper's score with G and F divided by their means; its regulariser and its second-order
+term stay far below the first, so it ranks almost as ``|g W|`` does. ``dual``, the default, is our reading of the idea:
+the two importances multiplied on comparable scales. ``additive`` is their sum.
 """
 
 from __future__ import annotations
