@@ -282,7 +282,7 @@ def test_words_of_the_command_line_become_the_request(tmp_path: Path) -> None:
     assert request.evaluation == {"a": "org/a::test", "legal": "legal"}
     assert request.loading == {"dtype": "float32", "device_map": "cpu", "trust_remote_code": True, "token": "t"}
     assert (request.base, request.revision, request.out, request.push) == ("me/base", "v1", tmp_path, "me/x")
-    wanted = {"private": False, "create_pr": True, "commit_message": "Words", "token": "t"}
+    wanted = {"private": False, "create_pr": True, "commit_message": "Words", "token": "t", "trust_remote_code": True}
     assert request.publishing == wanted
     assert request.dry_run
 
@@ -724,7 +724,8 @@ def _check_serving(serving: subprocess.Popen[str]) -> None:
         assert serving.poll() is None, serving.communicate()[1]
     url = re.search(r"export HF_ENDPOINT=(\S+)", said)
     assert url is not None
-    assert "export HF_TOKEN=hf_ann" in said
+    assert "export HF_TOKEN=<token of ann>" in said
+    assert "hf_ann" not in said
     with urllib.request.urlopen(f"{url[1]}/api/datasets/a/b", timeout=30) as answer:
         assert json.load(answer)["id"] == "a/b"
     serving.send_signal(signal.SIGINT)

@@ -221,7 +221,8 @@ def test_rows_that_were_downloaded_are_there_without_a_network(hub: EmbeddedHub,
     offline = run_client(hub, ONLINE + REFUSED, tmp_path, user=None, HF_HUB_OFFLINE="1")
     assert offline == online + (
         "cannot read rows/parts: the network is switched off (HF_HUB_OFFLINE) and the cache does not hold it, as rows "
-        "that are streamed are not kept; run once with the network and streaming=False\n"
+        "that are streamed are not kept; run once with the network and without streaming "
+        "(streaming=False, --no-streaming)\n"
     )
 
 

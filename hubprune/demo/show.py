@@ -36,8 +36,8 @@ USERS_OWN = ("HF_", "HUGGING", "TRANSFORMERS_")
 """How the names of the variables begin that would bring a user's own settings in."""
 CLIENT = ("-P", "-m", "hubprune.demo.client")
 PLAIN = ("-P", str(Path(__file__).with_name("plain.py")))
-QUESTION = 0
-"""Row of the medical test split that the models are asked."""
+QUESTION = 1
+"""Row of the medical test split that the models are asked; the base knows the answer."""
 
 
 def run_demo(folder: Path | None = None, serve: bool = False) -> None:

@@ -22,6 +22,8 @@ from hubprune.localhub.web import Hub
 
 START_TIMEOUT = 30.0
 """Seconds for a server to start, and to stop."""
+KEEP_ALIVE = 60
+"""Seconds that an idle connection stays open. Clients close theirs after five; the server must not be first."""
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -114,7 +116,13 @@ class EmbeddedHub:
         hosts = _LOOPBACK_NAMES | {_address(self.host)} if is_loopback(self.host) else None
         app = build_app(Hub(self._store, self.users, **self._limits), hosts)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=3
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         self._server = uvicorn.Server(config)
         return listener
