@@ -7,7 +7,6 @@ fused 3-D parameters of mixture-of-experts layers, one map for each expert. A ``
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from hubprune.errors import ConfigError, NumericalError, UnsupportedModelError, did_you_mean
+from hubprune.errors import ConfigError, UnsupportedModelError, did_you_mean
 from hubprune.report import BaseFacts
 from hubprune.sparsity import NM, Pattern
 
@@ -56,6 +55,12 @@ class Matrix:
     def parameter(self) -> nn.Parameter:
         """The parameter that holds the map, shared by all experts of a fused one."""
         return getattr(self.module, self.attribute)
+
+    @property
+    def parameter_name(self) -> str:
+        """Full name of that parameter in the model."""
+        bare = self.name.partition("[")[0]
+        return bare if self.expert is not None else f"{bare}.{self.attribute}"
 
     def _oriented(self, tensor: torch.Tensor) -> torch.Tensor:
         single = tensor if self.expert is None else tensor[self.expert]
@@ -225,45 +230,6 @@ def check_pattern_fits(matrices: Sequence[Matrix], pattern: Pattern) -> None:
             f"{pattern} needs input widths divisible by {pattern.group}, and {listed}: "
             f"choose another M, or ignore={sorted(odd)}"
         )
-
-
-def check_finite(model: nn.Module) -> None:
-    """Refuse weights with NaN or infinity.
-
-    Raises:
-        NumericalError: Names the first such parameter.
-    """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter.detach()).all()):
-            raise NumericalError(
-                f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model"
-            )
-
-
-def untouched_sha256(model: nn.Module, matrices: Sequence[Matrix]) -> str:
-    """Hash every parameter that pruning must leave alone: embeddings, norms, biases, the head, ignored matrices.
-
-    Args:
-        model: The model; tied parameters count once.
-        matrices: The matrices that are pruned.
-
-    Returns:
-        Hex SHA-256 over names, types, shapes and bytes, in the order of the names.
-    """
-    touched: dict[int, set[int | None]] = {}
-    for matrix in matrices:
-        touched.setdefault(id(matrix.parameter), set()).add(matrix.expert)
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        experts = touched.get(id(parameter), set())
-        if None in experts:
-            continue
-        rest = parameter.detach()
-        if experts:
-            rest = rest[[expert for expert in range(len(rest)) if expert not in experts]]
-        digest.update(f"{name}|{rest.dtype}|{tuple(rest.shape)}".encode())
-        digest.update(rest.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,14 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import (
-    check_finite,
-    check_pattern_fits,
-    check_supported,
-    describe,
-    find_matrices,
-    max_length,
-)
+from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError
@@ -30,6 +23,7 @@ from hubprune.opening import Opening
 from hubprune.pruner import prune
 from hubprune.report import BaseFacts, PruningReport
 from hubprune.verifier import make_probe
+from hubprune.weights import weights_of
 
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
 EVALUATION_SAMPLES = 64
@@ -227,7 +221,7 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
             timings[f"evaluate {variant}"] = time.perf_counter() - started
         return rows
 
-    check_finite(model)
+    weights_of(model).check_finite()
     before = measure("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
     repo = plan.base.repo

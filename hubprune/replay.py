@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from hubprune.architecture import Matrix, evaluation_mode, find_blocks
+from hubprune.architecture import Matrix, evaluation_mode
 from hubprune.errors import NumericalError, UnsupportedModelError
+from hubprune.weights import Weights, weights_of
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
 FLOAT16_SCALE = 2.0**12
@@ -45,19 +46,21 @@ class Call:
     kwargs: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """Sequences of one length on their way through the blocks.
+    """Sequences of one length.
 
     Attributes:
         token_ids: ``(b, T)``.
         calls: The arguments of each block.
-        hidden: Input of the block whose turn it is, ``(b, T, d)``, in host memory.
     """
 
     token_ids: torch.Tensor
     calls: list[Call]
-    hidden: torch.Tensor
+
+
+class _Seen(Exception):
+    """Ends a forward of the model once the first block has answered."""
 
 
 class _Recorder(nn.Module):
@@ -102,21 +105,16 @@ class Replay:
     """Runs the decoder blocks of a model one at a time. A context manager: inside, the model is in eval mode, frozen.
 
     Args:
-        model: A decoder language model, all its weights in memory.
+        model: A decoder language model. Whoever runs a block holds it in memory (``weights.block``).
 
     Raises:
-        UnsupportedModelError: The model has no decoder blocks, or weights that are not in memory.
+        UnsupportedModelError: The model has no decoder blocks.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        missing = [name for name, p in model.named_parameters() if p.is_meta]
-        if missing:
-            raise UnsupportedModelError(
-                f"pruning needs the weights in memory, and {missing[0]} is offloaded: load the model without "
-                "disk offload"
-            )
-        self.model = model
-        self.prefix, self.blocks = find_blocks(model)
+    def __init__(self, model: PreTrainedModel | Weights) -> None:
+        self.weights = weights_of(model)
+        self.model = self.weights.model
+        self.prefix, self.blocks = self.weights.prefix, self.weights.blocks
         self._as_tuple: bool | None = None
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self._restore: list[tuple[nn.Parameter, bool, torch.Tensor | None]] = []
@@ -155,24 +153,29 @@ class Replay:
         """Find out whether the blocks return a tensor or a tuple, by running one on two tokens."""
         if self._as_tuple is not None:
             return
-        returned: list[Any] = []
-        handle = self.blocks[0].register_forward_hook(lambda _module, _args, output: returned.append(output))
-        try:
-            with torch.no_grad():
-                self.model.base_model(input_ids=token_ids[:1, :2], use_cache=False)
-        finally:
-            handle.remove()
-        self._as_tuple = isinstance(returned[0], tuple)
 
-    def open(self, token_ids: torch.Tensor) -> Batch:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._as_tuple = isinstance(output, tuple)
+            raise _Seen
+
+        with self.weights.block(0) as block, torch.no_grad():
+            handle = block.register_forward_hook(note)
+            try:
+                self.model.base_model(input_ids=token_ids[:1, :2], use_cache=False)
+            except _Seen:
+                pass
+            finally:
+                handle.remove()
+
+    def open(self, token_ids: torch.Tensor) -> tuple[Batch, torch.Tensor]:
         """Embed sequences and note the arguments of every block.
 
         Args:
             token_ids: ``(b, T)``.
 
         Returns:
-            A batch in front of block 0. Sequences carry no padding, so batches of one shape share their arguments;
-            they are compared, and kept apart should a model make them differ.
+            The batch, and the input of block 0, ``(b, T, d)``. Sequences carry no padding, so batches of one shape
+            share their arguments; they are compared, and kept apart should a model make them differ.
         """
         token_ids = token_ids.to(self.model.device)
         self._learn_form(token_ids)
@@ -186,33 +189,35 @@ class Replay:
             calls = shared
         hidden = recorders[0].hidden
         assert hidden is not None  # the model has run, so its first block was called
-        return Batch(token_ids, calls, hidden.detach().cpu())
+        return Batch(token_ids, calls), hidden.detach()
 
     def _run(self, index: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
         block = self.blocks[index]
         output = block(hidden, *call.args, **call.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def _device(self, index: int) -> torch.device:
-        return next(self.blocks[index].parameters()).device
-
-    def forward(self, index: int, batch: Batch) -> torch.Tensor:
+    def forward(self, index: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
         """Run one block on a batch.
 
+        Args:
+            index: The block.
+            call: Its arguments.
+            hidden: Its input, ``(b, T, d)``, where the block is.
+
         Returns:
-            The next boundary, ``(b, T, d)``, in host memory; the batch itself is not moved on.
+            The next boundary, ``(b, T, d)``.
 
         Raises:
             NumericalError: The block gives NaN or infinity.
         """
         with torch.no_grad():
-            output = self._run(index, batch.calls[index], batch.hidden.to(self._device(index)))
+            output = self._run(index, call, hidden)
         if not bool(torch.isfinite(output).all()):
             raise NumericalError(
                 f"activations must be finite, and {self.prefix}.{index} gives NaN or infinity on the calibration "
                 "text: load the model in bfloat16 or float32 (dtype=...)"
             )
-        return output.cpu()
+        return output
 
     @contextmanager
     def inputs(self, index: int, matrices: Sequence[Matrix], sink: InputSink) -> Iterator[None]:
@@ -238,7 +243,7 @@ class Replay:
 
         Args:
             batch: One batch; the loss is the mean next-token cross entropy over its tokens, in nats.
-            boundary: Output of the last block, ``(b, T, d)``.
+            boundary: Output of the last block, ``(b, T, d)``, where that block is.
 
         Returns:
             The loss and its gradient, ``(b, T, d)``, the latter times ``self.scale``.
@@ -246,7 +251,7 @@ class Replay:
         Raises:
             NumericalError: The loss is NaN or infinite.
         """
-        leaf = boundary.detach().to(self._device(len(self.blocks) - 1)).requires_grad_(True)
+        leaf = boundary.detach().requires_grad_(True)
         total, gradient = 0.0, torch.zeros_like(leaf)
         with torch.enable_grad(), self._recorders(answer=leaf):
             for loss in self._losses(batch.token_ids):
@@ -256,7 +261,7 @@ class Replay:
                     )
                 total += float(loss.detach())
                 gradient += torch.autograd.grad(loss * self.scale, leaf)[0]
-        return total, gradient.cpu()
+        return total, gradient
 
     def _losses(self, token_ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the parts of the loss, which add up to it.
@@ -295,23 +300,22 @@ class Replay:
         Args:
             index: The block.
             call: Its arguments.
-            boundary: Its input, ``(b, T, d)``.
-            gradient: Gradient of the loss at its output, ``(b, T, d)``.
+            boundary: Its input, ``(b, T, d)``, where the block is.
+            gradient: Gradient of the loss at its output, likewise.
             matrices: Matrices of this block whose gradient is wanted.
             sink: Called with each matrix and its gradient ``(d_out, d_in)`` in float32.
 
         Returns:
-            Gradient of the loss at the block's input, ``(b, T, d)``, in host memory.
+            Gradient of the loss at the block's input, ``(b, T, d)``.
         """
-        device = self._device(index)
         parameters = {id(m.parameter): m.parameter for m in matrices}.values()
-        leaf = boundary.detach().to(device).requires_grad_(True)
+        leaf = boundary.detach().requires_grad_(True)
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
                 output = self._run(index, call, leaf)
-                torch.autograd.backward(output, gradient.to(device))
+                torch.autograd.backward(output, gradient)
             for matrix in matrices:
                 found = matrix.gradient().float()
                 sink(matrix, found if self.scale == 1.0 else found / self.scale)
@@ -320,7 +324,7 @@ class Replay:
                 parameter.requires_grad_(False)
                 parameter.grad = None
         assert leaf.grad is not None  # backward has run through it
-        return leaf.grad.cpu()
+        return leaf.grad
 
 
 class _InputWatcher:

@@ -21,10 +21,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import evaluation_mode, find_matrices, max_length, untouched_sha256
+from hubprune.architecture import evaluation_mode, find_matrices, max_length
 from hubprune.errors import NumericalError, VerificationError
 from hubprune.report import MatrixFacts, Probe, PruningReport, Verification
 from hubprune.sparsity import parse_pattern
+from hubprune.weights import weights_of
 
 PROBE_TOKENS = 16
 PROBE_LOGITS = 64
@@ -222,7 +223,7 @@ def _check_groups(saved: _Saved) -> str | None:
 
 
 def _check_untouched(saved: _Saved) -> str:
-    digest = untouched_sha256(saved.model, [matrix for _, matrix in saved.pruned])
+    digest = weights_of(saved.model).untouched_sha256([matrix for _, matrix in saved.pruned])
     if digest != saved.report.untouched_sha256:
         raise _Failed(
             "embeddings, norms, biases, the head and ignored matrices must be the base's own, and their hash is "

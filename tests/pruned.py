@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from hubprune.architecture import describe, find_matrices, untouched_sha256
+from hubprune.architecture import describe, find_matrices
 from hubprune.report import (
     CorpusFacts,
     MatrixFacts,
@@ -18,6 +18,7 @@ from hubprune.report import (
     Totals,
 )
 from hubprune.verifier import make_probe
+from hubprune.weights import Weights
 
 VOCABULARY = 96
 BASE_COMMIT = "a" * 40
@@ -52,7 +53,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def prune_by_hand(model: PreTrainedModel, base_id: str = "org/base", method: str = "magnitude") -> PruningReport:
     """Keep the two weights of the largest magnitude in every four, and write down what was done."""
     matrices = find_matrices(model)
-    untouched = untouched_sha256(model, matrices)
+    untouched = Weights(model).untouched_sha256(matrices)
     rows = []
     for matrix in matrices:
         groups = matrix.view().reshape(-1, 4)

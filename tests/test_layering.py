@@ -14,8 +14,8 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity presets config report huberrors hub sources architecture "
-    "calibration replay stats criterion criteria evidence masks apply pruner evaluation verifier readme "
-    "recipe card saving publisher opening flow modeling quantizer cli __main__"
+    "weights activations shards work calibration replay stats criterion criteria evidence masks apply sweeps loop "
+    "pruner evaluation verifier readme recipe card saving publisher opening flow modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}

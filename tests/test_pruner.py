@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from hubprune import PruningConfig, prune
-from hubprune.architecture import find_matrices, untouched_sha256
+from hubprune.architecture import find_matrices
 from hubprune.errors import ConfigError, CorpusError, NumericalError, UnsupportedModelError
 from hubprune.masks import removed_count
 from hubprune.presets import METHODS
+from hubprune.weights import Weights
 from tests.families import FAMILIES, build, token_ids
 
 GENERAL, DOMAIN = token_ids(8, 32, seed=1), token_ids(8, 32, seed=2)
@@ -40,13 +41,13 @@ def assert_nm(model, n, m):
 @pytest.mark.parametrize("method", ["d-pruner", "wanda", "sparsegpt"])
 def test_every_family_reaches_the_sparsity_exactly_and_touches_nothing_else(family, method):
     model = build(family)
-    before = untouched_sha256(model, find_matrices(model))
+    before = Weights(model).untouched_sha256(find_matrices(model))
     report = run(model, method=method, sparsity=0.6)
     for row, matrix in zip(report.matrices, find_matrices(model), strict=True):
         assert (row.name, row.shape) == (matrix.name, matrix.shape)
         assert row.pruned == removed_count(row.numel, 0.6)
         assert int((matrix.view() == 0).sum()) == row.zeros >= row.pruned
-    assert untouched_sha256(model, find_matrices(model)) == before == report.untouched_sha256
+    assert Weights(model).untouched_sha256(find_matrices(model)) == before == report.untouched_sha256
     with torch.no_grad():
         assert torch.isfinite(model(DOMAIN[:1]).logits).all()
 

@@ -13,13 +13,13 @@ from tests.families import FAMILIES, VOCABULARY, build, token_ids
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
-def forward(replay, batch):
-    """Run a batch through all blocks; return the inputs of each block and the last boundary."""
+def forward(replay, batch, hidden):
+    """Run a batch through all blocks; return the inputs of each block, and the last boundary."""
     boundaries = []
     for index in range(len(replay.blocks)):
-        boundaries.append(batch.hidden)
-        batch.hidden = replay.forward(index, batch)
-    return boundaries
+        boundaries.append(hidden)
+        hidden = replay.forward(index, batch.calls[index], hidden)
+    return boundaries, hidden
 
 
 @EVERY_FAMILY
@@ -33,9 +33,9 @@ def test_gradients_are_those_of_one_backward_through_the_whole_model(family):
 
     found = {}
     with Replay(model) as replay:
-        batch = replay.open(ids)
-        boundaries = forward(replay, batch)
-        value, gradient = replay.loss_gradient(batch, batch.hidden)
+        batch, hidden = replay.open(ids)
+        boundaries, last = forward(replay, batch, hidden)
+        value, gradient = replay.loss_gradient(batch, last)
         for index in reversed(range(len(replay.blocks))):
             mine = [m for m in matrices if m.block == index]
             sink = lambda matrix, g: found.__setitem__(matrix, g.clone())  # noqa: E731
@@ -53,9 +53,9 @@ def test_last_boundary_leads_to_the_models_own_loss_in_batches(family):
     with torch.no_grad():
         expected = model(input_ids=ids, labels=ids).loss
     with Replay(model) as replay:
-        batch = replay.open(ids)
-        forward(replay, batch)
-        loss, _ = replay.loss_gradient(batch, batch.hidden)
+        batch, hidden = replay.open(ids)
+        _, last = forward(replay, batch, hidden)
+        loss, _ = replay.loss_gradient(batch, last)
     assert loss == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -66,12 +66,12 @@ def test_a_large_vocabulary_is_scored_some_positions_at_a_time(family, monkeypat
     seen = []
     model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))
     with Replay(model) as replay:
-        batch = replay.open(ids)
-        whole, expected = replay.loss_gradient(batch, batch.hidden)
+        batch, hidden = replay.open(ids)
+        whole, expected = replay.loss_gradient(batch, hidden)
         assert max(seen) == 2 * 11 * VOCABULARY
         seen.clear()
         monkeypatch.setattr("hubprune.replay.MOST_LOGITS", 2 * 3 * VOCABULARY)
-        loss, gradient = replay.loss_gradient(batch, batch.hidden)
+        loss, gradient = replay.loss_gradient(batch, hidden)
     assert seen == [2 * 3 * VOCABULARY] * 3 + [2 * 1 * VOCABULARY]
     assert loss == pytest.approx(whole, rel=1e-6)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max()))
@@ -102,11 +102,10 @@ def test_inputs_shown_reproduce_each_matrix_output(family):
             shown.setdefault(matrix, []).append(inputs)
 
     with Replay(model) as replay:
-        batch = replay.open(ids)
+        batch, hidden = replay.open(ids)
         for index in range(len(replay.blocks)):
             with replay.inputs(index, [m for m in matrices if m.block == index], sink):
-                output = replay.forward(index, batch)
-            batch.hidden = output
+                hidden = replay.forward(index, batch.calls[index], hidden)
     for matrix, expected in reference.items():
         assert torch.equal(torch.cat(shown[matrix]), expected), matrix.name
     experts = {m for m in matrices if m.expert is not None}
@@ -120,11 +119,11 @@ def test_inputs_of_fused_experts_give_the_experts_own_output(family):
     matrices = [m for m in find_matrices(model) if m.block == 0 and m.expert is not None]
     shown = {}
     with Replay(model) as replay:
-        batch = replay.open(ids)
+        batch, hidden = replay.open(ids)
         calls = []
         handle = matrices[0].module.register_forward_hook(lambda _m, args, out: calls.append((args, out)))
         with replay.inputs(0, matrices, lambda readers, x: shown.update({m: x for m in readers})):
-            replay.forward(0, batch)
+            replay.forward(0, batch.calls[0], hidden)
         handle.remove()
     ((hidden, chosen, weights), output) = calls[0]
     rebuilt = torch.zeros_like(output)
@@ -138,11 +137,11 @@ def test_projections_that_read_one_tensor_are_shown_together():
     model = build("llama")
     readers = []
     with Replay(model) as replay:
-        batch = replay.open(token_ids(1, 8))
+        batch, hidden = replay.open(token_ids(1, 8))
         with replay.inputs(
             0, [m for m in find_matrices(model) if m.block == 0], lambda ms, _x: readers.append([m.kind for m in ms])
         ):
-            replay.forward(0, batch)
+            replay.forward(0, batch.calls[0], hidden)
     assert readers == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 
 
@@ -153,9 +152,9 @@ def test_model_is_left_as_it_was():
     state = {n: p.clone() for n, p in model.state_dict().items()}
     blocks = list(model.transformer.h)
     with Replay(model) as replay:
-        batch = replay.open(token_ids(1, 8))
-        forward(replay, batch)
-        replay.loss_gradient(batch, batch.hidden)
+        batch, hidden = replay.open(token_ids(1, 8))
+        _, last = forward(replay, batch, hidden)
+        replay.loss_gradient(batch, last)
         assert not model.training
     assert model.training
     assert list(model.transformer.h) == blocks
@@ -171,14 +170,14 @@ def test_float16_gradients_do_not_underflow():
         model, ids = build("llama", dtype), token_ids(1, 16)
         matrices = find_matrices(model)
         with Replay(model) as replay:
-            batch = replay.open(ids)
-            boundaries = forward(replay, batch)
-            _, gradient = replay.loss_gradient(batch, batch.hidden)
-            last = len(replay.blocks) - 1
-            mine = [m for m in matrices if m.block == last]
+            batch, hidden = replay.open(ids)
+            boundaries, last = forward(replay, batch, hidden)
+            _, gradient = replay.loss_gradient(batch, last)
+            top = len(replay.blocks) - 1
+            mine = [m for m in matrices if m.block == top]
             found[dtype] = {}
             sink = lambda m, g, d=dtype: found[d].__setitem__(m.name, g.clone())  # noqa: E731
-            replay.backward(last, batch.calls[last], boundaries[last], gradient, mine, sink)
+            replay.backward(top, batch.calls[top], boundaries[top], gradient, mine, sink)
     for name, expected in found[torch.float32].items():
         error = (found[torch.float16][name] - expected).norm() / expected.norm()
         assert error < 0.02, name
@@ -189,14 +188,14 @@ def test_nan_is_reported_with_its_block():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with Replay(model) as replay:
-        batch = replay.open(token_ids(1, 8))
-        batch.hidden = replay.forward(0, batch)
+        batch, hidden = replay.open(token_ids(1, 8))
+        hidden = replay.forward(0, batch.calls[0], hidden)
         with pytest.raises(NumericalError, match=r"model\.layers\.1 gives NaN"):
-            replay.forward(1, batch)
+            replay.forward(1, batch.calls[1], hidden)
 
 
-def test_weights_that_are_not_in_memory_are_refused():
+def test_weights_that_are_nowhere_are_refused():
     with torch.device("meta"):
         model = build("llama")
-    with pytest.raises(UnsupportedModelError, match="offloaded"):
+    with pytest.raises(UnsupportedModelError, match=r"those of model\.layers are nowhere"):
         Replay(model)

@@ -1,0 +1,222 @@
+"""Where the weights of a model are: all in memory, or on disk with one block at a time in memory.
+
+A model that transformers loaded with its blocks on disk (``device_map={"model.layers.0": "disk", ...}``) keeps hooks
+that bring a module's weights in for each call, and a map from names to tensors behind them. The engine needs a block
+for longer than a call, so it takes the map over, without the hooks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from accelerate.utils import set_module_tensor_to_device
+from torch import nn
+from transformers import PreTrainedModel
+
+from hubprune.architecture import Matrix, find_blocks
+from hubprune.errors import NumericalError, UnsupportedModelError
+
+
+class Weights:
+    """The weights of a model that lies in memory whole.
+
+    Attributes:
+        model: The model.
+        prefix: Name of the list of its decoder blocks.
+        blocks: The decoder blocks.
+
+    Raises:
+        UnsupportedModelError: The model has no decoder blocks.
+    """
+
+    streamed = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.prefix, self.blocks = find_blocks(model)
+
+    def named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield each parameter's name and value, detached; tied ones once."""
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
+
+    def outside(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield names and values of everything that is saved and lies outside the blocks."""
+        inside = f"{self.prefix}."
+        return ((name, value) for name, value in self.model.state_dict().items() if not name.startswith(inside))
+
+    @contextmanager
+    def block(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
+        """Hold a block in memory.
+
+        Args:
+            index: The block.
+            following: The block that will be held after it, to be fetched meanwhile where that helps.
+        """
+        yield self.blocks[index]
+
+    def device(self, index: int) -> torch.device:
+        """Where a block runs."""
+        return next(self.blocks[index].parameters()).device
+
+    def check_finite(self) -> None:
+        """Refuse weights with NaN or infinity.
+
+        Raises:
+            NumericalError: Names the first such parameter.
+        """
+        for name, value in self.named():
+            if not bool(torch.isfinite(value).all()):
+                raise NumericalError(
+                    f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model"
+                )
+
+    def untouched_sha256(self, matrices: Sequence[Matrix]) -> str:
+        """Hash every parameter that pruning must leave alone: embeddings, norms, biases, the head, ignored matrices.
+
+        Args:
+            matrices: The matrices that are pruned.
+
+        Returns:
+            Hex SHA-256 over names, types, shapes and bytes, in the order of the names.
+        """
+        touched: dict[str, set[int | None]] = {}
+        for matrix in matrices:
+            touched.setdefault(matrix.parameter_name, set()).add(matrix.expert)
+        digests: dict[str, bytes] = {}
+        for name, value in self.named():
+            experts = touched.get(name, set())
+            if None in experts:
+                continue
+            if experts:
+                value = value[[expert for expert in range(len(value)) if expert not in experts]]
+            digest = hashlib.sha256(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digests[name] = digest.digest()
+        return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+
+
+class StreamedWeights(Weights):
+    """The weights of a model whose blocks lie on disk; takes over from the hooks that would bring them in.
+
+    Args:
+        model: A model that transformers loaded with its blocks on disk.
+
+    Raises:
+        UnsupportedModelError: Something besides the blocks is on disk.
+    """
+
+    streamed = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._source = _take_source(self.blocks, self.prefix)
+        inside = f"{self.prefix}."
+        away = [name for name, p in model.named_parameters() if p.is_meta and not name.startswith(inside)]
+        if away:
+            raise UnsupportedModelError(
+                f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
+            )
+        remove_hook_from_submodules(model)
+        self._device = next(p.device for p in model.parameters() if not p.is_meta)
+        self._coming: tuple[int, Future[Any]] | None = None
+        # Reading from disk releases Python's lock, so a thread reads and copies while the GPU computes.
+        self._reader = ThreadPoolExecutor(1) if self._device.type == "cuda" else None
+
+    def named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield each parameter's name and value, read one at a time."""
+        for name, parameter in self.model.named_parameters():
+            yield name, self._source[name].to(parameter.dtype) if parameter.is_meta else parameter.detach()
+
+    @contextmanager
+    def block(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
+        """Bring a block in, and drop it afterwards; what was written to it is gone then."""
+        block = self.blocks[index]
+        names = [name for name, parameter in block.named_parameters() if parameter.is_meta]
+        found = self._fetched(index, names)
+        if self._reader is not None and following is not None:
+            self._coming = following, self._reader.submit(self._fetch, following)
+        for name in names:
+            set_module_tensor_to_device(block, name, self._device, value=found.pop(name))
+        block.requires_grad_(False)
+        try:
+            yield block
+        finally:
+            for name in names:
+                set_module_tensor_to_device(block, name, "meta")
+
+    def device(self, index: int) -> torch.device:
+        """Where a block runs: where the rest of the model is."""
+        return self._device
+
+    def _fetched(self, index: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            found, copied = coming[1].result()
+            if coming[0] == index:
+                torch.cuda.current_stream(self._device).wait_event(copied)
+                return found
+        return {name: self._source[f"{self.prefix}.{index}.{name}"] for name in names}
+
+    def _fetch(self, index: int) -> tuple[dict[str, torch.Tensor], Any]:
+        """Copy a block to the GPU on a stream of its own; runs in the reader's thread."""
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(stream):
+            found = {
+                name: self._source[f"{self.prefix}.{index}.{name}"].pin_memory().to(self._device, non_blocking=True)
+                for name, parameter in self.blocks[index].named_parameters()
+                if parameter.is_meta
+            }
+            return found, stream.record_event()
+
+
+def weights_of(model: PreTrainedModel | Weights) -> Weights:
+    """Find out where a model's weights are.
+
+    Raises:
+        UnsupportedModelError: The model has no decoder blocks, or only a part of them is in memory.
+    """
+    if isinstance(model, Weights):
+        return model
+    away = any(parameter.is_meta for parameter in model.parameters())
+    return StreamedWeights(model) if away else Weights(model)
+
+
+def blocks_on_disk(model: nn.Module, device: str | int = "cpu") -> dict[str, str | int]:
+    """Make the ``device_map`` that leaves the decoder blocks on disk.
+
+    Args:
+        model: The model, on any device; its shapes are enough.
+        device: Where everything else goes, and where blocks will run.
+    """
+    prefix, blocks = find_blocks(model)
+    places: dict[str, str | int] = {f"{prefix}.{index}": "disk" for index in range(len(blocks))}
+
+    def walk(module: nn.Module, above: str) -> None:
+        places.update((above + name, device) for name, _ in module.named_parameters(recurse=False))
+        for name, child in module.named_children():
+            full = above + name
+            if prefix.startswith(full + "."):
+                walk(child, full + ".")
+            elif full != prefix:
+                places[full] = device
+
+    walk(model, "")
+    return places
+
+
+def _take_source(blocks: nn.ModuleList, prefix: str) -> Mapping[str, torch.Tensor]:
+    """The map from full parameter names to tensors behind the hooks that accelerate put on the blocks."""
+    for module in blocks.modules():
+        held = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        if held is not None:
+            return held.dataset
+    raise UnsupportedModelError(
+        f"weights that are not in memory must be on disk, and those of {prefix} are nowhere: load the model again"
+    )
