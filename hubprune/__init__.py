@@ -24,7 +24,7 @@ _EXPORTS = {
     "Unstructured": "sparsity",
     "load_corpus": "calibration",
     "perplexity": "evaluation",
-    "prune": "pruner",
+    "prune": "runs",
     "publish": "publisher",
     "verify": "verifier",
 }

@@ -13,6 +13,8 @@ from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
 from hubprune.sparsity import SCOPES, Pattern, Unstructured, parse_pattern
 
 CORPUS_NAMES = ("general", "domain")
+# Fields of a ``CorpusConfig`` that are given as keywords beside those of a pruning config.
+CORPUS_KEYWORDS = ("num_samples", "sequence_length", "packing", "streaming")
 
 # Words that users bring from wanda, llm-compressor and SparseGPT, with ours.
 ALIASES = {
@@ -372,3 +374,18 @@ def parse_corpus(
         f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]]', several joined "
         f"with '+', a file, a CorpusConfig or a list of strings, got {value!r:.80}"
     )
+
+
+def parse_size(value: int | str | None, name: str) -> int | None:
+    """Read a size: bytes, or a number with a unit such as ``4GiB`` or ``500MB``; None stays None.
+
+    Raises:
+        ConfigError: It is neither, or not above 0.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(I?)B)?\s*", str(value).upper())
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")) if match else 0
+    if size <= 0:
+        raise ConfigError(f"{name} is a size above 0 such as 4GiB or 500MB, got {value!r}: give a number and a unit")
+    return size

@@ -60,6 +60,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_memory() -> int:
+    """Memory that programs can still take without swapping, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def peak_gpu_memory() -> int | None:
     """Highest memory that torch allocated on the GPU so far, in bytes; None without one."""
     import torch

@@ -13,6 +13,7 @@
     |-- NumericalError                    NaN or infinity, or a Hessian that cannot be factorised
     |-- OutputError                       the output folder or the target repository cannot be written
     |-- ProcessError                      another process of a run that is spread over several has ended
+    |-- JobError                          a job on the Hub's machines ended without its result
     `-- VerificationError                 what must hold before publishing does not hold
 
 A message states the rule, the value found and the remedy. The command line prints it on one line and exits
@@ -75,6 +76,10 @@ class OutputError(HubPruneError):
 
 class ProcessError(HubPruneError):
     """Another process of a run that is spread over several has ended."""
+
+
+class JobError(HubPruneError):
+    """A job on the Hub's machines ended without its result."""
 
 
 class VerificationError(HubPruneError):

@@ -21,7 +21,7 @@ from hubprune.errors import ConfigError, CorpusError, NotFoundError, Unsupported
 from hubprune.evaluation import perplexity
 from hubprune.opening import Opening
 from hubprune.pruner import prune
-from hubprune.report import BaseFacts, PruningReport
+from hubprune.report import BaseFacts, Perplexity, PruningReport
 from hubprune.verifier import make_probe
 from hubprune.weights import weights_of
 
@@ -210,22 +210,45 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
     """
     timings = {"prepare": plan.seconds}
 
-    def measure(variant: str) -> list[Any]:
+    def timed(variant: str) -> list[Perplexity]:
         started = time.perf_counter()
-        size = plan.config.batch_size
-        rows = [
-            perplexity(model, corpus, variant=variant, batch_size=size, progress=progress)
-            for corpus in plan.evaluation.values()
-        ]
+        rows = measure(model, plan, variant, progress=progress)
         if rows:
             timings[f"evaluate {variant}"] = time.perf_counter() - started
         return rows
 
     weights_of(model).check_finite()
-    before = measure("base")
+    before = timed("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
+    report.base = base_facts(model, plan)
+    report.evaluation = before + timed("pruned")
+    report.warnings = plan.warnings + report.warnings
+    report.timings = {name: round(seconds, 3) for name, seconds in {**timings, **report.timings}.items()}
+    report.probe = make_probe(model, plan.tokenizer)
+    model.config.hubprune = report.summary()
+    return report
+
+
+def measure(model: PreTrainedModel, plan: Plan, variant: str, *, progress: bool = True) -> list[Perplexity]:
+    """Measure the perplexity of a model on the held-out text of a run.
+
+    Args:
+        model: The model; its blocks may be on disk, behind the hooks that bring them in.
+        plan: The run.
+        variant: What the rows are called, ``base`` or ``pruned``.
+        progress: Whether to show progress bars.
+    """
+    size = plan.config.batch_size
+    return [
+        perplexity(model, corpus, variant=variant, batch_size=size, progress=progress)
+        for corpus in plan.evaluation.values()
+    ]
+
+
+def base_facts(model: PreTrainedModel, plan: Plan) -> BaseFacts:
+    """What the report says about the base model of a run."""
     repo = plan.base.repo
-    report.base = describe(
+    return describe(
         model,
         model_id=repo.repo_id,
         revision=repo.revision,
@@ -234,9 +257,3 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
         gated=repo.gated,
         card=repo.card,
     )
-    report.evaluation = before + measure("pruned")
-    report.warnings = plan.warnings + report.warnings
-    report.timings = {name: round(seconds, 3) for name, seconds in {**timings, **report.timings}.items()}
-    report.probe = make_probe(model, plan.tokenizer)
-    model.config.hubprune = report.summary()
-    return report

@@ -189,6 +189,32 @@ def read_report(
     return PruningReport.load(folder) if (folder / REPORT_NAME).is_file() else None
 
 
+def missing_bytes(
+    repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = None, cache_dir: str | Path | None = None, **_: Any
+) -> int:
+    """Bytes of a model's weight files that are still to be downloaded; 0 where the network is switched off.
+
+    Args:
+        repo: The model.
+        token: Token of the Hub.
+        api: Client to use instead of one made from ``token``.
+        cache_dir: The client's cache; None for its usual one.
+
+    Raises:
+        AccessError, OfflineError: As ``resolve_model``.
+    """
+    from huggingface_hub import is_offline_mode
+
+    if repo.local or is_offline_mode():
+        return 0
+    api = api or make_api(token)
+    with hub_errors("read", repo.repo_id, api=api):
+        info = api.model_info(repo.repo_id, revision=repo.commit, files_metadata=True)
+    there = _cache(repo.repo_id, "model", cache_dir) / "snapshots" / str(repo.commit)
+    weights = [file for file in info.siblings or () if file.rfilename.endswith(".safetensors")]
+    return sum(file.size or 0 for file in weights if not (there / file.rfilename).exists())
+
+
 def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = None) -> bool:
     """Find out before any work whether a model repository can be created or pushed to.
 

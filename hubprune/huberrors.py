@@ -12,6 +12,8 @@ from hubprune.errors import AccessError, HubPruneError, NotFoundError, OfflineEr
 
 LOG_IN = "log in (hf auth login, HF_TOKEN or token=...)"
 NOT_CACHED = "the cache does not hold it"
+RUN_HERE = "or leave --job out to run here"
+JOB_PRICES = "https://huggingface.co/docs/hub/jobs-pricing"
 UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -97,7 +99,7 @@ def _translate(error: BaseException, start: str, page: str, kind: str) -> HubPru
 
 
 def _translate_status(status: int, message: str | None, start: str) -> HubPruneError:
-    said = f"{start}the Hub answers {status}" + (f" ({_redact(message)})" if message else "")
+    said = f"{start}the Hub answers {status}" + (f" ({redact(message)})" if message else "")
     match status:
         case 401:
             return AccessError(f"{said}; {LOG_IN} with a token that is valid")
@@ -110,11 +112,53 @@ def _translate_status(status: int, message: str | None, start: str) -> HubPruneE
     return HubPruneError(said)
 
 
-def _redact(text: str) -> str:
+@contextmanager
+def job_errors(what: str, *, api: Any) -> Iterator[None]:
+    """Turn what the client raises about a job into one error that says what to do; no message holds a token.
+
+    Args:
+        what: What is being done, such as ``run a job``.
+        api: The client, an ``HfApi``.
+
+    Raises:
+        AccessError: The token is not valid or may not do this, or nobody pays for the job.
+        NotFoundError: The Hub has no jobs, or not this one.
+        OfflineError: The network is switched off, or the Hub is out of reach.
+    """
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    start = f"cannot {what}: "
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        raise _translate_job_status(error.response.status_code, error.server_message, start) from error
+    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
+        raise OfflineError(
+            f"{start}{api.endpoint} is out of reach, or the network is switched off (HF_HUB_OFFLINE); check it, "
+            + RUN_HERE
+        ) from error
+
+
+def _translate_job_status(status: int, message: str | None, start: str) -> HubPruneError:
+    said = f"{start}the Hub answers {status}" + (f" ({redact(message)})" if message else "")
+    match status:
+        case 402 | 403:
+            return AccessError(
+                f"{said}; a job needs credit or a plan that pays for it ({JOB_PRICES}) and a token that may run "
+                f"jobs: get them, {RUN_HERE}"
+            )
+        case 404:
+            return NotFoundError(f"{said}; this Hub has no jobs, or not this one: check HF_ENDPOINT, {RUN_HERE}")
+    return _translate_status(status, message, start)
+
+
+def redact(text: str) -> str:
+    """Return text without tokens."""
     return re.sub(r"hf_\w+", "hf_...", text)
 
 
 def one_line(error: BaseException, *, last: bool = False) -> str:
     """Return the first or last line of a message, without tokens."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return _redact(lines[-1 if last else 0])
+    return redact(lines[-1 if last else 0])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from hubprune import flow, hub, publisher, ranks, saving
-from hubprune.config import ALIASES, CORPUS_NAMES, PruningConfig
+from hubprune.config import ALIASES, CORPUS_KEYWORDS, CORPUS_NAMES, PruningConfig
 from hubprune.errors import ConfigError, UsageError
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
@@ -21,7 +21,6 @@ from hubprune.report import PruningReport
 logger = logging.get_logger(__name__)
 
 PRUNING_KEYWORDS = tuple(PruningConfig.__dataclass_fields__)
-CORPUS_KEYWORDS = ("num_samples", "sequence_length", "packing", "streaming")
 
 
 class PrunerMixin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from transformers import (
 from hubprune import hub
 from hubprune.errors import HubPruneError, NotFoundError, UnsupportedModelError
 from hubprune.huberrors import hub_errors
+from hubprune.weights import blocks_on_disk
 
 CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 # Keywords of from_pretrained that a config and a tokenizer are read with as well.
@@ -47,6 +49,18 @@ def no_conversion() -> Iterator[None]:
             del os.environ[CONVERSION]
         else:
             os.environ[CONVERSION] = before
+
+
+@contextmanager
+def _without_remark() -> Iterator[None]:
+    """Keep accelerate from remarking that weights are on disk, where that was asked for."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Opening:
@@ -117,6 +131,29 @@ class Opening:
         """
         with self._refusals("download"), no_conversion():
             return load(self.name, *args, revision=self.repo.commit or "main", **self.keywords)
+
+    def weights_on_disk(self, folder: str | os.PathLike[str]) -> Any:
+        """Download the model and load all but its decoder blocks, which are brought in whenever they are run.
+
+        Args:
+            folder: Where blocks go whose files hold them in another form than the model does.
+        """
+        os.makedirs(folder, exist_ok=True)
+        keywords = {**self.keywords, "device_map": blocks_on_disk(self.outline, self.device)}
+        with self._refusals("download"), no_conversion(), _without_remark():
+            return AutoModelForCausalLM.from_pretrained(
+                self.name, revision=self.repo.commit or "main", offload_folder=os.fspath(folder), **keywords
+            )
+
+    @property
+    def device(self) -> str | int:
+        """Where a model runs whose blocks stay on disk: on the GPU that ``device_map`` names, otherwise on the CPU."""
+        wanted = self.keywords.get("device_map")
+        if isinstance(wanted, str) and wanted.partition(":")[0] in ("auto", "balanced", "sequential", "cuda"):
+            if not torch.cuda.is_available():
+                return "cpu"
+            return wanted if ":" in wanted else torch.cuda.current_device()
+        return wanted if isinstance(wanted, str | int) else "cpu"
 
     @contextmanager
     def _refusals(self, what: str) -> Iterator[None]:

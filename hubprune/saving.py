@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import custom_object_save
 
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
@@ -72,8 +74,11 @@ def save(
         _check_room(target.parent, model)
         staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-", dir=target.parent))
         try:
-            _write(model, staged, target, report, tokenizer, max_shard_size, repo_id)
-            _swap(staged, target)
+            # The class' own method: a subclass may have replaced it by one that ends here.
+            PreTrainedModel.save_pretrained(model, staged, max_shard_size=max_shard_size)
+            complete(staged, target, report=report, tokenizer=tokenizer, model=model, repo_id=repo_id)
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            place(staged, target, aside)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return Path(folder)
@@ -153,17 +158,44 @@ def disk_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(
-    model: PreTrainedModel,
+def write_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+    """Write what ``save_pretrained`` writes besides the weights.
+
+    Args:
+        model: The model; its weights are not looked at.
+        folder: An existing folder.
+    """
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    if model.is_remote_code():
+        custom_object_save(model, folder, config=cast(Any, model.config))
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def complete(
     staged: Path,
     target: Path,
+    *,
     report: PruningReport,
     tokenizer: PreTrainedTokenizerBase | None,
-    max_shard_size: str | int,
+    model: PreTrainedModel,
     repo_id: str | None,
 ) -> None:
-    # The class' own method: a subclass may have replaced it by one that ends here.
-    PreTrainedModel.save_pretrained(model, staged, max_shard_size=max_shard_size)
+    """Complete a folder that holds config and weights, so that it can take its place.
+
+    Args:
+        staged: The folder.
+        target: Its place; what a user has put there goes along.
+        report: The record of the run.
+        tokenizer: Saved with the model.
+        model: The model.
+        repo_id: Repository that the card names.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     _record(staged, report, tokenizer, model, repo_id, read_readme(target))
     staged.chmod(0o755)  # temporary folders and safetensors are for their owner alone
     for path in staged.rglob("*"):
@@ -234,17 +266,21 @@ def _keep_user_files(old: Path, staged: Path) -> None:
             shutil.copy2(path, staged / path.name)
 
 
-def _swap(staged: Path, target: Path) -> None:
-    """Move the staged folder into place; on failure the old one is put back."""
-    if not target.exists():
-        staged.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(aside)  # onto an empty folder: atomic
+def place(staged: Path, target: Path, aside: Path) -> None:
+    """Move a folder to its place. On failure the one that was there is put back; after a crash it lies aside.
+
+    Args:
+        staged: The folder, on the same file system.
+        target: Its place.
+        aside: Where the one that is there goes meanwhile; removed afterwards.
+    """
+    if target.exists():
+        aside.mkdir(exist_ok=True)
+        target.rename(aside)  # onto an empty folder: atomic
     try:
         staged.rename(target)
     except BaseException:
-        if not target.exists():
+        if not target.exists() and aside.exists():
             aside.rename(target)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)

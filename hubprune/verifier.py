@@ -6,12 +6,14 @@ Every check returns one sentence with what it measured, or fails with one; all f
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +21,15 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import evaluation_mode, find_matrices, max_length
+from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
+from hubprune.environment import free_memory
 from hubprune.errors import NumericalError, VerificationError
+from hubprune.opening import Opening
 from hubprune.report import MatrixFacts, Probe, PruningReport, Verification
 from hubprune.sparsity import parse_pattern
-from hubprune.weights import weights_of
+from hubprune.weights import Weights, blocks_on_disk, weights_of
 
 PROBE_TOKENS = 16
 PROBE_LOGITS = 64
@@ -43,12 +47,14 @@ RELOAD_TIMEOUT = 3600  # seconds
 
 # Runs in a process of its own, where nothing of this library is loaded: what a stranger's plain transformers does.
 _RELOAD = """
-import json, sys
+import json, os, sys, tempfile
 import torch
 from transformers import AutoModelForCausalLM
-folder, ids, size, trust = json.loads(sys.argv[1])
+folder, ids, size, trust, places = json.loads(sys.argv[1])
+offload = tempfile.TemporaryDirectory(dir=os.path.dirname(folder))
+placed = {"device_map": places, "offload_folder": offload.name} if places else {}
 model, info = AutoModelForCausalLM.from_pretrained(
-    folder, dtype="auto", trust_remote_code=trust, local_files_only=True, output_loading_info=True
+    folder, dtype="auto", trust_remote_code=trust, local_files_only=True, output_loading_info=True, **placed
 )
 model.eval()
 with torch.no_grad():
@@ -100,6 +106,7 @@ class _Saved:
         self.folder = folder
         self.report = report
         self.trust_remote_code = trust_remote_code
+        self._offload: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def weight_files(self) -> list[Path]:
@@ -110,26 +117,42 @@ class _Saved:
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @functools.cached_property
-    def model(self) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype="auto", trust_remote_code=self.trust_remote_code, local_files_only=True
-        )
+    def opening(self) -> Opening:
+        keywords = {"dtype": "auto", "trust_remote_code": self.trust_remote_code, "local_files_only": True}
+        return Opening(str(self.folder), None, keywords)
 
     @functools.cached_property
-    def pruned(self) -> list[tuple[MatrixFacts, Any]]:
+    def weights(self) -> Weights:
+        """The reloaded model, its blocks on disk: what is checked need not fit into memory."""
+        if self._offload is None:
+            self._offload = tempfile.TemporaryDirectory(prefix=".verify-", dir=self.folder.resolve().parent)
+        return weights_of(self.opening.weights_on_disk(self._offload.name))
+
+    @functools.cached_property
+    def matrices(self) -> list[tuple[MatrixFacts, Matrix]]:
         """The report's matrices with those of the reloaded model."""
         if not self.report.matrices:
             raise _Failed("the report lists no pruned matrix: prune again")
-        found = {matrix.name: matrix for matrix in find_matrices(self.model)}
+        found = {matrix.name: matrix for matrix in find_matrices(self.weights.model)}
         lost = [facts.name for facts in self.report.matrices if facts.name not in found]
         if lost:
             raise _Failed(f"the saved model has no {_some(lost)}, which the report says were pruned")
         return [(facts, found[facts.name]) for facts in self.report.matrices]
 
+    def pruned(self) -> Iterator[tuple[MatrixFacts, torch.Tensor]]:
+        """Yield the report's matrices with the saved weights, ``(d_out, d_in)``, a block at a time."""
+        for block, rows in itertools.groupby(self.matrices, key=lambda pair: pair[1].block):
+            with self.weights.block(block):
+                for facts, matrix in rows:
+                    yield facts, matrix.view()
+
     def release(self) -> None:
         """Drop the reloaded model."""
-        for name in ("pruned", "model"):
+        for name in ("matrices", "weights"):
             self.__dict__.pop(name, None)
+        if self._offload is not None:
+            self._offload.cleanup()
+            self._offload = None
 
 
 def _some(items: list[str], limit: int = 3) -> str:
@@ -185,8 +208,7 @@ def _check_finite(saved: _Saved) -> str:
 
 def _check_zeros(saved: _Saved) -> str:
     wrong, zeros = [], 0
-    for facts, matrix in saved.pruned:
-        view = matrix.view()
+    for facts, view in saved.pruned():
         found = int((view == 0).sum())
         zeros += found
         if tuple(view.shape) != tuple(facts.shape):
@@ -200,7 +222,7 @@ def _check_zeros(saved: _Saved) -> str:
         wrong.append(f"the totals (targeted, pruned, zeros) are {summed}, reported {reported}")
     if wrong:
         raise _Failed("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
-    return f"{zeros:,} zeros in {len(saved.pruned)} matrices, each exactly as reported"
+    return f"{zeros:,} zeros in {len(matrices)} matrices, each exactly as reported"
 
 
 def _check_groups(saved: _Saved) -> str | None:
@@ -208,8 +230,7 @@ def _check_groups(saved: _Saved) -> str | None:
         return None
     pattern = parse_pattern(saved.report.config["pattern"])
     wrong, groups = [], 0
-    for facts, matrix in saved.pruned:
-        view = matrix.view()
+    for facts, view in saved.pruned():
         if view.shape[1] % pattern.group:
             raise _Failed(f"{facts.name} has {view.shape[1]} input columns, not divisible by {pattern.group}")
         kept = (view != 0).reshape(view.shape[0], -1, pattern.group).sum(-1)
@@ -223,7 +244,7 @@ def _check_groups(saved: _Saved) -> str | None:
 
 
 def _check_untouched(saved: _Saved) -> str:
-    digest = weights_of(saved.model).untouched_sha256([matrix for _, matrix in saved.pruned])
+    digest = saved.weights.untouched_sha256([matrix for _, matrix in saved.matrices])
     if digest != saved.report.untouched_sha256:
         raise _Failed(
             "embeddings, norms, biases, the head and ignored matrices must be the base's own, and their hash is "
@@ -237,7 +258,11 @@ def _check_reload(saved: _Saved) -> str:
     probe = saved.report.probe
     if probe is None:
         raise _Failed("the report holds no probe to compare with: make one with make_probe before saving")
-    request = json.dumps([str(saved.folder.resolve()), probe.token_ids, len(probe.logits), saved.trust_remote_code])
+    places = None  # as anybody would load it, unless it is too large for that here
+    if sum(path.stat().st_size for path in saved.weight_files) > free_memory():
+        places = blocks_on_disk(saved.opening.outline)
+    folder = str(saved.folder.resolve())
+    request = json.dumps([folder, probe.token_ids, len(probe.logits), saved.trust_remote_code, places])
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

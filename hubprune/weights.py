@@ -103,7 +103,9 @@ class Weights:
 
 
 class StreamedWeights(Weights):
-    """The weights of a model whose blocks lie on disk; takes over from the hooks that would bring them in.
+    """The weights of a model whose blocks lie on disk.
+
+    With the first block it takes over from the hooks that bring them in; until then the model can run by itself.
 
     Args:
         model: A model that transformers loaded with its blocks on disk.
@@ -123,7 +125,7 @@ class StreamedWeights(Weights):
             raise UnsupportedModelError(
                 f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
             )
-        remove_hook_from_submodules(model)
+        self._hooked = True
         self._device = next(p.device for p in model.parameters() if not p.is_meta)
         self._coming: tuple[int, Future[Any]] | None = None
         # Reading from disk releases Python's lock, so a thread reads and copies while the GPU computes.
@@ -137,6 +139,9 @@ class StreamedWeights(Weights):
     @contextmanager
     def block(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
         """Bring a block in, and drop it afterwards; what was written to it is gone then."""
+        if self._hooked:
+            remove_hook_from_submodules(self.model)
+            self._hooked = False
         block = self.blocks[index]
         names = [name for name, parameter in block.named_parameters() if parameter.is_meta]
         found = self._fetched(index, names)

@@ -94,7 +94,6 @@ class WorkFolder(Journal):
 
     Attributes:
         model: Folder of the result.
-        resumed: Whether this run goes on with an earlier one.
 
     Raises:
         UsageError: The folder holds a run about something else; the message names the field.
@@ -112,7 +111,21 @@ class WorkFolder(Journal):
         self._progress: dict[str, Any] = {"stages": {}, "facts": {}}
         if (self.folder / PROGRESS).is_file():
             self._progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
-        self.resumed = bool(self._progress["stages"] or self._progress["facts"])
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether anything is finished that would take long to do again."""
+        return bool(self._progress["stages"] or self.fact("base") or self.fact("saved"))
+
+    @property
+    def story(self) -> str:
+        """What an earlier run has finished, in one sentence; empty where there was none."""
+        if self.fact("saved"):
+            return f"Going on with the run in {self.folder}: the model is finished."
+        done = ", ".join(f"{len(notes)} blocks ({stage})" for stage, notes in self._progress["stages"].items())
+        if done or self._progress["facts"]:
+            return f"Going on with the run in {self.folder}: {done or 'no block is finished yet'}."
+        return ""
 
     def _claim(self, fingerprint: dict[str, Any], fresh: bool) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -225,8 +238,13 @@ class WorkFolder(Journal):
             self._lock.release()
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
-    def release(self) -> None:
-        """Let another run go on with the folder."""
+    def __enter__(self) -> WorkFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let another run go on with the folder; nothing is left of a run that failed before it finished anything."""
+        if kind is not None and not self.worth_keeping:
+            self.remove()
         self._lock.release()
 
 

@@ -84,11 +84,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedHub]:
-    """The Hub that this process' clients talk to, with users `me` (PRO, member of `acme`) and `guest` (not PRO)."""
+    """The Hub that this process' clients talk to, with jobs; users `me` (PRO, of `acme`) and `guest` (not PRO)."""
     from hubprune.localhub import EmbeddedHub
 
     folder = tmp_path_factory.mktemp("hub")
-    with EmbeddedHub(folder, users=USERS, pro={"me"}, orgs={"acme": {"me"}}, port=_PORT) as running:
+    with EmbeddedHub(folder, users=USERS, pro={"me"}, orgs={"acme": {"me"}}, port=_PORT, allow_jobs=True) as running:
         yield running
 
 

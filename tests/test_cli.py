@@ -514,7 +514,7 @@ def test_folder_without_room_and_broken_weights_are_refused_before_the_work(
     assert "model.layers.1.mlp.up_proj" in err.splitlines()[-1]
     assert "transformers does not load cli/broken" in line(call("prune", "cli/broken", *words, "--eval", f"a={NOTES}"))
     monkeypatch.setattr("hubprune.saving.SPARE_BYTES", 2**60)
-    monkeypatch.setattr("hubprune.flow.execute", lambda *_, **__: pytest.fail("it was pruned"))
+    monkeypatch.setattr("hubprune.pruner.prune", lambda *_, **__: pytest.fail("it was pruned"))
     code, out, err = call("prune", BASE, *words)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: saving needs 1,048,576.0 TiB, and ")
@@ -572,17 +572,19 @@ def test_failed_push_keeps_the_model_and_says_how_to_push_it_again(
 
 
 @pytest.mark.usefixtures("without_reload")
-def test_temporary_folder_goes_when_the_model_is_on_the_hub_or_was_not_made(
-    call: Call, world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_nothing_is_left_when_the_model_is_on_the_hub_or_was_not_made(
+    call: Call, world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    waiting = Path(os.environ["HF_HOME"]) / "hubprune" / "me--cli-gone"
     words = ("prune", BASE, "--method", "magnitude", "--push", "me/cli-gone", "--token", world.token("me"))
     with monkeypatch.context() as patch:
-        patch.setattr("hubprune.flow.execute", lambda *_, **__: (_ for _ in ()).throw(NotFoundError("lost")))
-        assert "lost" in line(call(*words))
-    assert list(tmp_path.iterdir()) == []
+        patch.setattr("hubprune.pruner.prune", lambda *_, **__: (_ for _ in ()).throw(NotFoundError("lost")))
+        code, out, err = call(*words, "--eval", "none")
+    assert (code, out) == (2, "")
+    assert err.endswith("error: lost\n")
+    assert list(waiting.iterdir()) == []
     assert call(*words)[0] == 0
-    assert list(tmp_path.iterdir()) == []
+    assert not waiting.exists()
 
 
 # Commands on a pruned folder

@@ -13,22 +13,23 @@ PACKAGE = ROOT / "hubprune"
 
 # The reading order: a module imports only from those above it.
 ORDER = (
-    "errors resources ranks environment sparsity presets config report huberrors hub sources architecture "
+    "errors resources ranks environment sparsity presets config report huberrors hub jobs sources architecture "
     "weights activations shards work calibration replay stats criterion criteria evidence masks apply sweeps loop "
-    "pruner evaluation verifier readme recipe card saving publisher opening flow modeling quantizer cli __main__"
+    "pruner evaluation opening verifier readme recipe card saving publisher flow estimate runs modeling quantizer cli "
+    "__main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
-NO_TORCH = {*"errors resources sparsity presets config report huberrors hub sources readme recipe card".split()}
+NO_TORCH = {*"errors resources sparsity presets config report huberrors hub jobs sources readme recipe card".split()}
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own.
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "saving", "publisher", "localhub", "demo"}
-CLIENT = {"HfApi", "hf_hub_download", "load_dataset", "snapshot_download"}
+TALKS_TO_HUB = {"hub", "jobs", "saving", "publisher", "localhub", "demo"}
+CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
 MAX_LINES = 400
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -24,13 +24,17 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME:TOKEN", help="Who may push; add :pro for a PRO subscription. Repeatable."),
     ] = None,
+    allow_jobs: Annotated[
+        bool,
+        typer.Option("--allow-jobs", help="Run the jobs that users send: their commands, on this machine, as you."),
+    ] = False,
 ) -> None:
     """Serve an embedded Hub until Ctrl+C; prints its address and the variables that point clients at it."""
     from hubprune.localhub import parse_users
     from hubprune.localhub import serve as run
 
     users, pro = parse_users(user or ())
-    run(folder, host=host, port=port, users=users, pro=pro, seed=seed or ())
+    run(folder, host=host, port=port, users=users, pro=pro, seed=seed or (), allow_jobs=allow_jobs)
 
 
 def demo(

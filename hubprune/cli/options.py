@@ -16,7 +16,7 @@ from hubprune.presets import CORPORA
 TEXT_HELP = (
     f"a preset ({', '.join(CORPORA)}), data sets of the Hub as repo@revision:config:split joined with +, or a file"
 )
-TEXT_PANEL, MODEL_PANEL, RESULT_PANEL = "Text", "Model", "Result"
+TEXT_PANEL, MODEL_PANEL, RESULT_PANEL, JOB_PANEL = "Text", "Model", "Result", "Hub Jobs"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DtypeOption = Annotated[
@@ -49,6 +49,23 @@ TokenOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory the run may take, such as 4GiB; a larger model stays on disk. Without it: what is free.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for activations; beyond it they go to a file. Without it: what the rest leaves.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with an earlier run.")]
 LengthOption = Annotated[
     int | None,
     typer.Option(help="Tokens in a sequence. Without it: 2048, or the model's limit.", rich_help_panel=TEXT_PANEL),

@@ -10,14 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from hubprune.cli.options import (
+    JOB_PANEL,
     RESULT_PANEL,
     TEXT_HELP,
     TEXT_PANEL,
+    BudgetOption,
     CreatePrOption,
     DeviceMapOption,
     DryRunOption,
     DtypeOption,
+    FreshOption,
     LengthOption,
+    MaxMemoryOption,
     MessageOption,
     PrivateOption,
     RevisionOption,
@@ -27,7 +31,7 @@ from hubprune.cli.options import (
     option_name,
 )
 from hubprune.cli.runfile import read_run_file
-from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
+from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus, parse_size
 from hubprune.errors import ConfigError, UsageError
 from hubprune.presets import APPLICATIONS
 from hubprune.sparsity import SCOPES
@@ -55,6 +59,9 @@ class Request:
         out: Folder to write, None for none.
         push: Repository to push to, None for none.
         publishing: Keywords of ``publish_folder``.
+        max_memory: Bytes that the run may take, None for what is free.
+        activation_budget: Bytes of host memory for activations, None for what the rest leaves.
+        fresh: Start over instead of going on with an earlier run.
         dry_run: Stop before the weights are downloaded.
     """
 
@@ -68,6 +75,9 @@ class Request:
     out: Path | None
     push: str | None
     publishing: Mapping[str, Any]
+    max_memory: int | None
+    activation_budget: int | None
+    fresh: bool
     dry_run: bool
 
 
@@ -149,6 +159,9 @@ def prune(
     device_map: DeviceMapOption = None,
     trust_remote_code: TrustOption = False,
     token: TokenOption = None,
+    max_memory: MaxMemoryOption = None,
+    activation_budget: BudgetOption = None,
+    fresh: FreshOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write.", rich_help_panel=RESULT_PANEL)
     ] = None,
@@ -158,8 +171,29 @@ def prune(
     private: PrivateOption = None,
     create_pr: CreatePrOption = False,
     commit_message: MessageOption = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLAVOR",
+            help="Run on a machine of the Hub, such as a10g-large, instead of this one. Needs --push.",
+            rich_help_panel=JOB_PANEL,
+        ),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="When the Hub ends the job: 90m, 2h, 1d. Without it: after 30 minutes.",
+            rich_help_panel=JOB_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Prune a model for a domain, measure it, and save or publish the result."""
+    if job is not None:
+        from hubprune.cli.job import submit
+
+        submit(ctx)
+        return
     request = read_request(ctx)
     from hubprune.cli.running import run
 
@@ -173,7 +207,7 @@ def read_request(ctx: typer.Context) -> Request:
         ConfigError: An option breaks a rule, or a text that the method needs is missing.
         UsageError: The result would be lost.
     """
-    given = _merged(ctx)
+    given = merged(ctx)
     names = [name for name in PruningConfig.__dataclass_fields__ if name in given]
     config = PruningConfig(
         **{name: given[name] for name in names}
@@ -185,6 +219,8 @@ def read_request(ctx: typer.Context) -> Request:
     config.check_corpora(tuple(corpora))
     if given["out"] is None and given["push"] is None and not given["dry_run"]:
         raise UsageError("the result would be lost: give --out DIR or --push REPO, or --dry-run to check only")
+    if given["timeout"] is not None and given["job"] is None:
+        raise UsageError("--timeout goes with --job FLAVOR: give it")
     asked = [name for name in PUBLISHING if given[name] not in (None, False)]
     if asked and given["push"] is None:
         raise UsageError(f"{', '.join('--' + option_name(name) for name in asked)} goes with --push REPO: give it")
@@ -200,11 +236,14 @@ def read_request(ctx: typer.Context) -> Request:
         out=None if given["out"] is None else Path(given["out"]),
         push=given["push"],
         publishing={name: given[name] for name in (*PUBLISHING, "token", "trust_remote_code")},
+        max_memory=parse_size(given["max_memory"], "max_memory"),
+        activation_budget=parse_size(given["activation_budget"], "activation_budget"),
+        fresh=given["fresh"],
         dry_run=given["dry_run"],
     )
 
 
-def _merged(ctx: typer.Context) -> dict[str, Any]:
+def merged(ctx: typer.Context) -> dict[str, Any]:
     """The values of all options: what the command line says excludes what the file says otherwise."""
     sources = {name: getattr(ctx.get_parameter_source(name), "name", "") for name in ctx.params}
     given = dict(ctx.params)

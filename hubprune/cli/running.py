@@ -5,20 +5,18 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from hubprune import flow, publisher, ranks, saving
+from hubprune import flow, publisher, ranks, runs, saving
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
 from hubprune.errors import UsageError
+from hubprune.estimate import choose, peak_memory
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
 from hubprune.verifier import verify
+from hubprune.work import WorkFolder
 
 
 def run(request: Request) -> None:
@@ -58,15 +56,42 @@ def _run(request: Request, *, progress: bool) -> None:
     if request.dry_run:
         ranks.in_first(lambda: tables.show(tables.plan(request, plan, outline, is_new)))
         return
+    choice = choose(peak_memory(plan), request.max_memory, request.activation_budget)
     ranks.in_first(lambda: tables.warn(plan.warnings))
-    with _folder(request.out) as folder:
-        model = base.weights()
-        ranks.in_first(partial(saving.check_output, folder, model))
-        report = flow.execute(model, plan, progress=progress)
-        save = partial(saving.save, report=report, tokenizer=plan.tokenizer, repo_id=request.push)
-        ranks.in_first(partial(save, model, folder))
-        del model  # the checks reload it from the folder
+    ranks.in_first(lambda: _say(("Streaming: " if choice.streamed else "In memory: ") + choice.reason))
+    folder = request.out if request.out is not None else _waiting_room(str(request.push)) / "model"
+    with WorkFolder(runs.work_folder(folder), runs.fingerprint(plan), fresh=request.fresh) as work:
+        ranks.in_first(lambda: _say(work.story))
+        try:
+            runs.produce(
+                plan,
+                folder,
+                work,
+                streamed=choice.streamed,
+                activation_budget=choice.budget,
+                repo_id=request.push,
+                progress=progress,
+            )
+        except BaseException:
+            if work.worth_keeping:
+                _say(f"What is finished is kept in {work.folder}: repeat the command to go on.")
+            raise
         ranks.in_first(lambda: _deliver(folder, plan, request))
+        work.remove()
+        if request.out is None:
+            ranks.in_first(lambda: shutil.rmtree(folder.parent, ignore_errors=True))
+
+
+def _say(sentence: str) -> None:
+    if sentence:
+        print(sentence, file=sys.stderr)
+
+
+def _waiting_room(repo_id: str) -> Path:
+    """Where a model that is only pushed lies until it was."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hubprune" / repo_id.replace("/", "--")
 
 
 def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
@@ -86,25 +111,6 @@ def _refuse_pruned(base: Opening) -> None:
         raise UsageError(
             f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
         )
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """Where the model is written; without a folder of the user's, a temporary one that goes once it was pushed.
-
-    When that fails the temporary folder stays, as it holds the work of the run.
-    """
-    if out is not None:
-        yield out
-        return
-    place = Path(tempfile.mkdtemp(prefix="hubprune-"))
-    pushed = False
-    try:
-        yield place / "model"
-        pushed = True
-    finally:
-        if pushed or not (place / "model").is_dir():
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def _push(folder: Path, repo_id: str, request: Request) -> str:

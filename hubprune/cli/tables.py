@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.flow import Outline, Plan
+    from hubprune.jobs import JobPlan
     from hubprune.report import CorpusFacts, Perplexity, PruningReport, Verification
 
 SHORT = 12  # characters of a hash that are shown
@@ -79,10 +80,27 @@ def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
     if request.out is not None:
         rows.append(("would write", str(request.out)))
     if request.push is not None:
-        kind = "a new repository" if is_new else "which exists"
         what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
-        rows.append((what, f"{request.push}, {kind}"))
+        rows.append((what, f"{request.push}, {_kind(is_new)}"))
     return _facts([*rows, *(("warning", sentence) for sentence in plan.warnings)], "Nothing was pruned (--dry-run)")
+
+
+def job(plan: JobPlan, push: str, is_new: bool) -> Table:
+    """What a job would do.
+
+    Args:
+        plan: The job.
+        push: Repository that it would push to.
+        is_new: Whether it would be created.
+    """
+    rows = [
+        ("would run on", plan.flavor),
+        ("for at most", plan.timeout or "30 minutes, the Hub's own limit"),
+        ("would install", plan.requirement),
+        ("would run", str(plan)),
+        ("would push to", f"{push}, {_kind(is_new)}"),
+    ]
+    return _facts(rows, "Nothing was submitted (--dry-run)")
 
 
 def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
@@ -168,6 +186,10 @@ def stamp(verification: Verification) -> Table:
 def destination(done: Any) -> str:
     """Where a push went, or what it would do: the address of the pull request or commit, or the plan."""
     return str(getattr(done, "pr_url", None) or getattr(done, "commit_url", None) or done)
+
+
+def _kind(is_new: bool) -> str:
+    return "a new repository" if is_new else "which exists"
 
 
 def _base(model_id: str, commit: str | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubprune.localhub import (
     commits,
@@ -15,6 +16,7 @@ from hubprune.localhub import (
     files,
     gating,
     info,
+    jobs,
     lfs,
     pages,
     refs,
@@ -46,7 +48,18 @@ class _RawPath:
             raw = scope["raw_path"].decode("latin-1")
             parts = (unquote(part, errors="surrogateescape") for part in raw.split("/"))
             scope = {**scope, "path": "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)}
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, _dated(send))
+
+
+def _dated(send: Send) -> Send:
+    """Add the time of an answer. The server's own is up to two seconds old, and clients cut logs of jobs by it."""
+
+    async def dated(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
+        await send(message)
+
+    return dated
 
 
 def _not_found(request: Request, error: Exception) -> Response:
@@ -63,6 +76,7 @@ def build_app(hub: Hub, hosts: frozenset[str] | None = None) -> ASGIApp:
     routes = [
         *repos.routes,
         *spaces.routes,
+        *jobs.routes,
         *gating.routes,
         *discussions.routes,
         *commits.routes,

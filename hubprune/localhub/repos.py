@@ -20,7 +20,7 @@ from hubprune.localhub.history import (
     write_commit,
 )
 from hubprune.localhub.ids import check_name, check_namespace, check_repo_id, check_repo_type
-from hubprune.localhub.settings import HARDWARE, apply_space_options
+from hubprune.localhub.settings import HARDWARE, apply_space_options, hardware_list
 from hubprune.localhub.store import Repo
 from hubprune.localhub.web import ApiError, Call, route
 
@@ -172,21 +172,8 @@ def validate_yaml(call: Call) -> Response:
 
 
 def spaces_hardware(call: Call) -> Response:
-    """GET /api/spaces/hardware: what a Space may ask for; nothing costs anything here."""
-    return JSONResponse(
-        [
-            {
-                "name": name,
-                "prettyName": name,
-                "cpu": "local",
-                "ram": "local",
-                "unitCostMicroUSD": 0,
-                "unitCostUSD": 0.0,
-                "unitLabel": "hour",
-            }
-            for name in HARDWARE
-        ]
-    )
+    """GET /api/spaces/hardware: what a Space may ask for."""
+    return JSONResponse(hardware_list(HARDWARE))
 
 
 def is_private(body: dict[str, Any]) -> bool | None:

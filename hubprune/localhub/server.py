@@ -12,10 +12,12 @@ from pathlib import Path
 from types import TracebackType
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 
 from hubprune.errors import OutputError, UsageError
 from hubprune.localhub.app import build_app
 from hubprune.localhub.auth import Users
+from hubprune.localhub.runner import Runner
 from hubprune.localhub.seed import seed_folder
 from hubprune.localhub.store import Store
 from hubprune.localhub.web import Hub
@@ -46,6 +48,8 @@ class EmbeddedHub:
         host: Address to listen on; the loopback address unless asked otherwise.
         page_size: Most items of one answer of a paginated list.
         lfs_part_size: Bytes above which an LFS upload is split.
+        allow_jobs: Run the jobs that users send: commands of theirs, as processes of this machine with the rights of
+            this one.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class EmbeddedHub:
         host: str = "127.0.0.1",
         page_size: int = 1000,
         lfs_part_size: int = 64 << 20,
+        allow_jobs: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.users = Users(dict(users or {}), tuple(pro), dict(orgs or {}))
@@ -67,6 +72,7 @@ class EmbeddedHub:
         self.port = port
         self._seed = tuple(seed)
         self._limits = {"page_size": page_size, "lfs_part_size": lfs_part_size}
+        self._allow_jobs = allow_jobs
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._store: Store | None = None
@@ -114,17 +120,19 @@ class EmbeddedHub:
             raise
         self.port = listener.getsockname()[1]
         hosts = _LOOPBACK_NAMES | {_address(self.host)} if is_loopback(self.host) else None
-        app = build_app(Hub(self._store, self.users, **self._limits), hosts)
+        runner = Runner(client_env) if self._allow_jobs else None
+        app = build_app(Hub(self._store, self.users, runner=runner, **self._limits), hosts)
         config = uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,
             lifespan="off",
             ws="none",
+            date_header=False,  # the application's is exact
             timeout_graceful_shutdown=3,
             timeout_keep_alive=KEEP_ALIVE,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, runner)
         return listener
 
     def run(self, listener: socket.socket) -> None:
@@ -156,6 +164,19 @@ class EmbeddedHub:
                 raise OutputError(f"the server on port {self.port} did not stop within {START_TIMEOUT:.0f} s")
 
 
+class _Server(uvicorn.Server):
+    """A server that ends the jobs before it waits for those who follow their logs."""
+
+    def __init__(self, config: uvicorn.Config, runner: Runner | None) -> None:
+        super().__init__(config)
+        self._runner = runner
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._runner is not None:
+            await run_in_threadpool(self._runner.close)
+        await super().shutdown(sockets)
+
+
 def client_env(url: str, token: str | None) -> dict[str, str]:
     """Return the environment variables that keep a client at one Hub and away from every other host.
 
@@ -183,6 +204,7 @@ def serve(
     pro: Collection[str] = (),
     orgs: Mapping[str, Collection[str]] | None = None,
     seed: Iterable[Path | str] = (),
+    allow_jobs: bool = False,
 ) -> None:
     """Serve a Hub until interrupted; prints its address and how to point a client at it.
 
@@ -194,16 +216,19 @@ def serve(
         pro: Users with a PRO subscription.
         orgs: Members of each organization, by name.
         seed: Folders to fill the Hub from.
+        allow_jobs: Run the jobs that users send, as processes of this machine.
 
     Raises:
         UsageError: A user or a folder to seed from is not valid.
         OutputError: The folder or the port cannot be used.
     """
-    hub = EmbeddedHub(folder, users=users, pro=pro, orgs=orgs, seed=seed, port=port, host=host)
+    hub = EmbeddedHub(folder, users=users, pro=pro, orgs=orgs, seed=seed, port=port, host=host, allow_jobs=allow_jobs)
     listener = hub.prepare()
     lines = [f"Hub of {os.path.abspath(folder)} at {hub.url}", f"  export HF_ENDPOINT={hub.url}"]
     lines += [f"  export HF_TOKEN=<token of {name}>" for name in hub.users.tokens]
     lines.append("  export HF_HUB_DISABLE_TELEMETRY=1 DISABLE_SAFETENSORS_CONVERSION=1")
+    if allow_jobs:
+        lines.append("Jobs are on: whoever has a token runs commands on this machine, with your rights.")
     if not is_loopback(host):
         lines.append(f"Open to the network on {host}: traffic is not encrypted and tokens can be read on the way.")
     print("\n".join([*lines, "Press Ctrl+C to stop."]), flush=True)

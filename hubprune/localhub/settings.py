@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Any
 
 from hubprune.errors import UsageError
@@ -32,6 +33,15 @@ HARDWARE = (
     "rtx-pro-6000x2",
     "rtx-pro-6000x4",
     "rtx-pro-6000x8",
+)
+JOB_HARDWARE = (
+    *(name for name in HARDWARE if not name.startswith("zero-")),
+    "cpu-performance",
+    "cpu-xl",
+    "h200",
+    "h200x2",
+    "h200x4",
+    "h200x8",
 )
 MAX_VALUE = 64 << 10
 """Longest value of a variable or secret, in characters."""
@@ -123,6 +133,12 @@ def set_sleep_time(db: sqlite3.Connection, repo: Repo, seconds: object) -> None:
     if not isinstance(seconds, int) or isinstance(seconds, bool) or not -1 <= seconds < 2**31:
         raise SettingError(f"a sleep time is a number of seconds, or -1 for never; got {seconds!r}")
     db.execute("UPDATE repos SET sleep_time = ? WHERE pk = ?", (seconds, repo.pk))
+
+
+def hardware_list(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return machines as clients read them; all are this one, and nothing costs anything."""
+    rest = {"cpu": "local", "ram": "local", "unitCostMicroUSD": 0, "unitCostUSD": 0.0, "unitLabel": "minute"}
+    return [{"name": name, "prettyName": name, **rest} for name in names]
 
 
 def runtime(db: sqlite3.Connection, repo: Repo) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hubprune.localhub.auth import COOKIE, Users, has_access
 from hubprune.localhub.blobs import BlobStore, DigestMismatch, Incoming
 from hubprune.localhub.history import ParentMoved, RepoMissing, RevisionMissing, find_repo
 from hubprune.localhub.ids import InvalidName, check_repo_id
+from hubprune.localhub.runner import Runner
 from hubprune.localhub.store import Repo, Store
 from hubprune.localhub.threads import ThreadError
 
@@ -66,12 +67,14 @@ class Hub:
     Attributes:
         page_size: Most items of one answer of a paginated list.
         lfs_part_size: Bytes above which an LFS upload is split into parts of this size.
+        runner: Runs jobs; None for a Hub that takes none.
     """
 
     store: Store
     users: Users
     page_size: int = 1000
     lfs_part_size: int = 64 << 20
+    runner: Runner | None = None
 
     @property
     def blobs(self) -> BlobStore:

@@ -1,0 +1,262 @@
+"""One run whose result is a folder: whole in memory or streamed from disk, and gone on with where it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hubprune import environment, flow, pruner, ranks, saving
+from hubprune.activations import Activations
+from hubprune.config import CORPUS_KEYWORDS, PruningConfig, parse_size
+from hubprune.criterion import Criterion
+from hubprune.errors import UsageError
+from hubprune.estimate import choose, peak_memory
+from hubprune.flow import Plan
+from hubprune.opening import Opening
+from hubprune.report import Perplexity, PruningReport
+from hubprune.shards import Shards
+from hubprune.verifier import make_probe, verify
+from hubprune.weights import weights_of
+from hubprune.work import WorkFolder
+
+logger = logging.get_logger(__name__)
+
+SHARD_SIZE = "5GB"
+
+
+def work_folder(out: Path) -> Path:
+    """The work folder of a run that writes a folder: hidden, beside it."""
+    out = out.resolve()
+    return out.parent / f".{out.name}-run"
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """What a run is about: all that its weights depend on, in JSON types."""
+    keywords = plan.base.keywords
+    return {
+        "base": {"model": plan.base.repo.repo_id, "commit": plan.base.repo.commit or _state(Path(plan.base.name))},
+        "dtype": str(keywords.get("dtype", "auto")),
+        "device": str(plan.base.device).partition(":")[0],
+        "config": plan.config.to_dict(),
+        "corpora": {name: corpus.facts.fingerprint for name, corpus in plan.corpora.items()},
+        "evaluation": {name: corpus.facts.fingerprint for name, corpus in plan.evaluation.items()},
+        "versions": {name: environment.versions().get(name) for name in ("hubprune", "torch", "transformers")},
+        "processes": ranks.size(),
+    }
+
+
+def _state(folder: Path) -> str:
+    """A local model as it is now, from the sizes and times of its files."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def produce(
+    plan: Plan,
+    target: Path,
+    work: WorkFolder,
+    *,
+    streamed: bool = False,
+    activation_budget: int | None = None,
+    repo_id: str | None = None,
+    progress: bool = True,
+) -> PruningReport:
+    """Carry out a run, or what is left of it, and put its result in place.
+
+    Args:
+        plan: The run.
+        target: Folder of the result; one of an earlier run is replaced.
+        work: The work folder, on the same file system as the target.
+        streamed: Leave the blocks on disk and bring them in one at a time.
+        activation_budget: Bytes of host memory for activations; None for no limit.
+        repo_id: Repository that the card names.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The record of the run, which also lies in the folder.
+
+    Raises:
+        NumericalError: NaN was met, or a Hessian cannot be factorised.
+        OutputError: The folder cannot be written, or has no room.
+    """
+    with saving.disk_errors(target):
+        if not work.fact("saved"):
+            _prune(plan, target, work, streamed, activation_budget, progress)
+            _complete(plan, target, work, streamed, repo_id, progress)
+        if ranks.rank() == 0 and work.model.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            saving.place(work.model, target.resolve(), work.folder / "old")
+        ranks.wait()
+    return PruningReport.load(target)
+
+
+def _open(base: Opening, work: WorkFolder, streamed: bool) -> PreTrainedModel:
+    """The model, its blocks in memory or on disk; a converted copy of blocks from an earlier attempt goes."""
+    if not streamed:
+        return base.weights()
+    offload = work.folder / f"offload-{ranks.rank()}"
+    shutil.rmtree(offload, ignore_errors=True)
+    return base.weights_on_disk(offload)
+
+
+def _measured(plan: Plan, work: WorkFolder, model: PreTrainedModel, variant: str, progress: bool) -> None:
+    """Measure perplexities, once for all attempts."""
+    if work.fact(variant) is not None:
+        return
+    started = time.perf_counter()
+    rows = flow.measure(model, plan, variant, progress=progress)
+    _add_time(work, {f"evaluate {variant}": time.perf_counter() - started} if rows else {})
+    work.remember(variant, [dataclasses.asdict(row) for row in rows])
+
+
+def _add_time(work: WorkFolder, seconds: Mapping[str, float]) -> None:
+    known = work.fact("timings") or {}
+    work.remember("timings", {**known, **{name: known.get(name, 0.0) + value for name, value in seconds.items()}})
+
+
+def _prune(plan: Plan, target: Path, work: WorkFolder, streamed: bool, budget: int | None, progress: bool) -> None:
+    """Measure the base, and prune it into the work folder's files."""
+    if work.fact("report") is not None:
+        return
+    if not work.fact("laid out"):
+        ranks.in_first(lambda: saving.check_output(target, plan.base.outline))
+    model = _open(plan.base, work, streamed)
+    if work.fact("base") is None:
+        weights_of(model).check_finite()
+    _measured(plan, work, model, "base", progress)
+    weights = weights_of(model)
+    work.lay_out(Shards(model, work.model, SHARD_SIZE), weights.outside())
+    activations = Activations(budget, work.folder)
+    report = pruner.prune(
+        weights, plan.tokenizer, plan.config, plan.corpora, progress=progress, journal=work, activations=activations
+    )
+    report.base = flow.base_facts(model, plan)
+    _add_time(work, report.timings)
+    if ranks.rank() == 0:
+        saving.write_config(model, work.model)
+    work.remember("report", report.to_dict())
+
+
+def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_id: str | None, progress: bool) -> None:
+    """Measure the result as it lies in the files, and write its record beside it."""
+    report = PruningReport.from_dict(work.fact("report"))
+    keywords = {**plan.base.keywords, "dtype": "auto"}
+    keywords.pop("token", None)
+    model = _open(Opening(str(work.model), None, keywords), work, streamed)
+    _measured(plan, work, model, "pruned", progress)
+    report.evaluation = [Perplexity(**row) for row in work.fact("base") + work.fact("pruned")]
+    report.warnings = plan.warnings + report.warnings
+    timings = {"prepare": plan.seconds, **work.fact("timings")}
+    report.timings = {name: round(seconds, 3) for name, seconds in timings.items()}
+    report.peak_memory_bytes = max(report.peak_memory_bytes, environment.peak_memory())
+    report.probe = make_probe(model, plan.tokenizer)
+    report.verification = None
+    model.config.hubprune = report.summary()
+    if ranks.rank() == 0:
+        for path in work.model.iterdir():  # left by an attempt that was killed here
+            if not saving.WEIGHTS.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        saving.write_config(model, work.model)
+        saving.complete(
+            work.model, target.resolve(), report=report, tokenizer=plan.tokenizer, model=model, repo_id=repo_id
+        )
+    ranks.wait()
+    work.remember("saved", True)
+
+
+def prune(
+    model: PreTrainedModel | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: PruningConfig | None = None,
+    corpora: Mapping[str, Any] | None = None,
+    *,
+    criterion: Criterion | None = None,
+    progress: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    max_memory: int | str | None = None,
+    activation_budget: int | str | None = None,
+    fresh: bool = False,
+    evaluation: str | Mapping[str, Any] | None = "auto",
+    **keywords: Any,
+) -> PruningReport:
+    """Prune a decoder language model: one in memory in place, or one by its name into a folder.
+
+    A model by its name may be larger than memory: then its blocks stay on disk and are brought in one at a time. Such
+    a run is taken up again where it was killed when it is started again with the same arguments.
+
+    In a ``torch.distributed`` program every process calls this with the same arguments; each runs its part of the
+    sequences, and all end with the same weights.
+
+    Args:
+        model: The model, or its repository or folder.
+        tokenizer: Its tokenizer. For a model in memory, None when every corpus is given as token ids; for one by its
+            name, None for its own.
+        config: What to prune and how.
+        corpora: Calibration text by name (``general``, ``domain``): a ``Corpus``, token ids ``(n, T)``, or what
+            ``from_pretrained`` takes.
+        criterion: For a model in memory, a criterion of your own instead of the config's method.
+        progress: Whether to show a progress bar.
+        out: Folder to write, for a model by its name.
+        max_memory: Memory that the run may take, in bytes or as ``"4GiB"``; decides whether the blocks stay on disk.
+            None for what is free.
+        activation_budget: Host memory for activations, likewise; beyond it they go to a scratch file. None for what
+            the rest leaves of ``max_memory``.
+        fresh: Start over instead of going on with an earlier run.
+        evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by label, or
+            None. For a model by its name.
+        keywords: For a model by its name: ``num_samples`` and ``sequence_length`` of the corpora, and keywords of
+            ``from_pretrained`` (``dtype``, ``revision``, ``token``, ...).
+
+    Returns:
+        The record of the run; ``model.config.hubprune``, or that of the folder, holds its summary.
+
+    Raises:
+        ConfigError: A corpus the method needs is missing, or a pattern fits nothing.
+        CorpusError: A corpus cannot be read or is too short.
+        UnsupportedModelError: The model is quantised, or not a decoder language model.
+        NumericalError: NaN was met, or a Hessian cannot be factorised.
+        OutputError: The folder cannot be written, or another run is at work on it.
+    """
+    if not isinstance(model, str | os.PathLike):
+        asked = {"out": out, "max_memory": max_memory, "activation_budget": activation_budget, **keywords}
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} goes with a model by its name, and this one is in memory: give its repository or "
+                "folder instead, or leave that out"
+            )
+        return pruner.prune(model, tokenizer, config, corpora, criterion=criterion, progress=progress)
+    if out is None or criterion is not None:
+        what = "out=, the folder of the result" if out is None else "a method by its name, got criterion="
+        raise UsageError(f"a model by its name is pruned into a folder and needs {what}")
+    limit, budget = parse_size(max_memory, "max_memory"), parse_size(activation_budget, "activation_budget")
+    saving.check_output(out)
+    settings = {name: keywords.pop(name) for name in CORPUS_KEYWORDS if name in keywords}
+    base = Opening(os.fspath(model), keywords.pop("revision", None), keywords)
+    plan = flow.prepare(
+        base,
+        config or PruningConfig(),
+        corpora or {},
+        settings=settings,
+        evaluation=evaluation,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    choice = choose(peak_memory(plan), limit, budget)
+    logger.info("Streaming: %s." if choice.streamed else "In memory: %s.", choice.reason)
+    target = Path(out)
+    with WorkFolder(work_folder(target), fingerprint(plan), fresh=fresh) as work:
+        produce(plan, target, work, streamed=choice.streamed, activation_budget=choice.budget, progress=progress)
+        ranks.in_first(lambda: verify(target, trust_remote_code=base.keywords["trust_remote_code"]))
+        work.remove()
+    return PruningReport.load(target)
