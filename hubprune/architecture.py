@@ -62,18 +62,14 @@ class Matrix:
         bare = self.name.partition("[")[0]
         return bare if self.expert is not None else f"{bare}.{self.attribute}"
 
-    def _oriented(self, tensor: torch.Tensor) -> torch.Tensor:
-        single = tensor if self.expert is None else tensor[self.expert]
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """This map's part of a tensor shaped as the parameter, ``(d_out, d_in)``: a view."""
+        single = whole if self.expert is None else whole[self.expert]
         return single.T if self.transposed else single
 
     def view(self) -> torch.Tensor:
         """The weights, ``(d_out, d_in)``, detached; writing to it writes to the model."""
-        return self._oriented(self.parameter.detach())
-
-    def gradient(self) -> torch.Tensor:
-        """The parameter's accumulated gradient, ``(d_out, d_in)``; zeros where nothing flowed."""
-        gradient = self.parameter.grad
-        return torch.zeros_like(self.view()) if gradient is None else self._oriented(gradient)
+        return self.part(self.parameter.detach())
 
     def stored(self) -> torch.Tensor:
         """The weights as they lie in memory, contiguous, detached; writing to it writes to the model."""

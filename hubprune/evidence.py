@@ -9,7 +9,7 @@ import torch
 from hubprune.architecture import Matrix
 from hubprune.criterion import Criterion
 from hubprune.errors import NumericalError
-from hubprune.replay import InputSink
+from hubprune.inputs import InputSink
 from hubprune.stats import Hessian, InputCollector, InputNorm, StatisticName, inverse_cholesky
 
 Need = tuple[StatisticName, str]

@@ -122,6 +122,7 @@ class Loop:
                     self._decide(matrix, None)
             for name, kept in boundaries.items():
                 kept.append(streams[name].front)
+            del self.evidence
             self.bar.update()
 
         with self._stage(FORWARD, left):
@@ -137,7 +138,7 @@ class Loop:
 
         def start(index: int) -> GradientSink:
             sums.update((m, torch.zeros_like(m.view(), dtype=torch.float32)) for m in self.by_block[index])
-            weights = {matrix: matrix.view().float() for matrix in self.by_block[index]}
+            weights = {matrix: self.replay.values(matrix).float() for matrix in self.by_block[index]}
 
             def add(matrix: Matrix, gradient: torch.Tensor) -> None:
                 sums[matrix] += self.criterion.contribution(weights[matrix], gradient, self.summaries[matrix])
@@ -190,6 +191,7 @@ class Loop:
             self.keep |= {m: known[m.name].to(m.view().device) for m in self.by_block[index] if m.name in known}
             for matrix in self.by_block[index]:
                 self._prune_matrix(matrix, self.evidence)
+            del self.evidence
 
         with self._stage(stage, count - done):
             finish = functools.partial(self._finish, stage)

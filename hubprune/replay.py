@@ -15,7 +15,7 @@ module that registers hooks.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, evaluation_mode
-from hubprune.errors import NumericalError, UnsupportedModelError
+from hubprune.errors import NumericalError
+from hubprune.inputs import InputSink, InputWatcher
 from hubprune.weights import Weights, weights_of
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
@@ -34,7 +36,6 @@ FLOAT16_SCALE = 2.0**12
 # Logits that exist at once at the head: 256 MiB in float32.
 MOST_LOGITS = 2**26
 
-InputSink = Callable[[Sequence[Matrix], torch.Tensor], None]
 GradientSink = Callable[[Matrix, torch.Tensor], None]
 
 
@@ -105,16 +106,21 @@ class Replay:
     """Runs the decoder blocks of a model one at a time. A context manager: inside, the model is in eval mode, frozen.
 
     Args:
-        model: A decoder language model. Whoever runs a block holds it in memory (``weights.block``).
+        model: A decoder language model.
+        dtype: Type that the arithmetic runs in; None for the model's own, or float32 for half precision on a CPU.
 
     Raises:
         UnsupportedModelError: The model has no decoder blocks.
     """
 
-    def __init__(self, model: PreTrainedModel | Weights) -> None:
+    def __init__(self, model: PreTrainedModel | Weights, dtype: torch.dtype | None = None) -> None:
         self.weights = weights_of(model)
         self.model = self.weights.model
         self.prefix, self.blocks = self.weights.prefix, self.weights.blocks
+        on_cpu = self.weights.device(0).type == "cpu"
+        self.dtype = dtype or (torch.float32 if on_cpu and self.model.dtype.itemsize == 2 else self.model.dtype)
+        self._copies: dict[str, torch.Tensor] = {}
+        self._head: dict[str, torch.Tensor] | None = None
         self._as_tuple: bool | None = None
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self._restore: list[tuple[nn.Parameter, bool, torch.Tensor | None]] = []
@@ -133,6 +139,53 @@ class Replay:
             parameter.grad = gradient
         self._mode.close()
         self._calls.clear()
+
+    @contextmanager
+    def block(self, index: int, following: int | None = None) -> Iterator[None]:
+        """Hold a block in memory, ready to run; arguments as ``Weights.block``."""
+        with self.weights.block(index, following):
+            self.refresh(index)
+            try:
+                yield
+            finally:
+                self._copies = {}
+
+    def refresh(self, index: int) -> None:
+        """Take over what was written to the weights of the block that is held."""
+        self._copies = {}  # the old ones go first
+        self._copies = self._other_type(self.blocks[index])
+
+    def _other_type(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Copies of a module's weights in the type that it runs in; embeddings are looked up as they are."""
+        return {
+            f"{above}.{name}" if above else name: value.detach().to(self.dtype)
+            for above, owner in module.named_modules(remove_duplicate=False)
+            if not isinstance(owner, nn.Embedding)
+            for name, value in owner.named_parameters(recurse=False)
+            if value.dtype != self.dtype and value.is_floating_point() and not value.is_meta
+        }
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """Hold the head ready to run, for several batches."""
+        self._head = self._other_type(self.model) if self.dtype != self.model.dtype else {}
+        try:
+            yield
+        finally:
+            self._head = None
+
+    def _call(self, module: nn.Module, **kwargs: Any) -> Any:
+        """Run the model around its blocks, which recorders stand in for."""
+        if self.dtype == self.model.dtype:
+            return module(**kwargs)
+        copies = self._head if self._head is not None and module is self.model else self._other_type(module)
+        embeddings = [each for each in module.modules() if isinstance(each, nn.Embedding)]
+        handles = [each.register_forward_hook(lambda _m, _a, output: output.to(self.dtype)) for each in embeddings]
+        try:
+            return functional_call(module, copies, args=(), kwargs=kwargs, tie_weights=False)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _recorders(self, answer: torch.Tensor | None = None) -> Iterator[list[_Recorder]]:
@@ -180,7 +233,7 @@ class Replay:
         token_ids = token_ids.to(self.model.device)
         self._learn_form(token_ids)
         with torch.no_grad(), self._recorders() as recorders:
-            self.model.base_model(input_ids=token_ids, use_cache=False)
+            self._call(self.model.base_model, input_ids=token_ids, use_cache=False)
         calls = [recorder.call for recorder in recorders if recorder.call is not None]
         shared = self._calls.setdefault(tuple(token_ids.shape), calls)
         if shared is not calls and all(
@@ -193,7 +246,10 @@ class Replay:
 
     def _run(self, index: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
         block = self.blocks[index]
-        output = block(hidden, *call.args, **call.kwargs)
+        if self._copies:
+            output = functional_call(block, self._copies, (hidden, *call.args), call.kwargs)
+        else:
+            output = block(hidden, *call.args, **call.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def forward(self, index: int, call: Call, hidden: torch.Tensor) -> torch.Tensor:
@@ -229,7 +285,7 @@ class Replay:
             sink: Called with the matrices that read the same input, and the input ``(tokens, d_in)``. An expert sees
                 the tokens routed to it.
         """
-        watcher = _InputWatcher(matrices, sink)
+        watcher = InputWatcher(matrices, sink)
         handles = [module.register_forward_pre_hook(watcher) for module in watcher.modules()]
         handles.append(self.blocks[index].register_forward_hook(lambda *_: watcher.flush()))
         try:
@@ -273,18 +329,26 @@ class Replay:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         step = max(1, MOST_LOGITS // (rows * vocabulary))
         if step >= length or "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            yield self.model(input_ids=token_ids, labels=token_ids, use_cache=False).loss
+            yield self._call(self.model, input_ids=token_ids, labels=token_ids, use_cache=False).loss
             return
         count = rows * (length - 1)
         for positions in torch.arange(length - 1, device=token_ids.device).split(step):
-            logits = self.model(input_ids=token_ids, use_cache=False, logits_to_keep=positions).logits
+            logits = self._call(self.model, input_ids=token_ids, use_cache=False, logits_to_keep=positions).logits
             targets = token_ids[:, positions + 1].flatten().to(logits.device)
             yield F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / count
 
     @property
     def scale(self) -> float:
         """Factor of the gradients inside the backward sweep; taken out again before anybody sees them."""
-        return FLOAT16_SCALE if self.model.dtype == torch.float16 else 1.0
+        return FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
+
+    def values(self, matrix: Matrix) -> torch.Tensor:
+        """The weights of a matrix of the block that is held, ``(d_out, d_in)``, as they run."""
+        return matrix.part(self._parameter(matrix).detach())
+
+    def _parameter(self, matrix: Matrix) -> torch.Tensor:
+        inside = matrix.parameter_name.removeprefix(f"{self.prefix}.{matrix.block}.")
+        return self._copies.get(inside, matrix.parameter)
 
     def backward(
         self,
@@ -308,83 +372,20 @@ class Replay:
         Returns:
             Gradient of the loss at the block's input, ``(b, T, d)``.
         """
-        parameters = {id(m.parameter): m.parameter for m in matrices}.values()
+        parameters = {matrix.parameter_name: self._parameter(matrix) for matrix in matrices}
         leaf = boundary.detach().requires_grad_(True)
-        for parameter in parameters:
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
                 output = self._run(index, call, leaf)
-                torch.autograd.backward(output, gradient)
-            for matrix in matrices:
-                found = matrix.gradient().float()
-                sink(matrix, found if self.scale == 1.0 else found / self.scale)
+                below, *found = torch.autograd.grad(output, [leaf, *parameters.values()], gradient, allow_unused=True)
         finally:
-            for parameter in parameters:
+            for parameter in parameters.values():
                 parameter.requires_grad_(False)
-                parameter.grad = None
-        assert leaf.grad is not None  # backward has run through it
-        return leaf.grad
-
-
-class _InputWatcher:
-    """A forward pre-hook that tells a sink what flows into matrices.
-
-    Projections that read the same tensor (query, key and value; gate and up) are reported together, so that their
-    statistics are computed once. The tensor is held until another one arrives, so identity of the object means
-    identity of the input.
-    """
-
-    def __init__(self, matrices: Sequence[Matrix], sink: InputSink) -> None:
-        self.sink = sink
-        self.by_module: dict[nn.Module, list[Matrix]] = {}
+        by_name = dict(zip(parameters, found, strict=True))
         for matrix in matrices:
-            self.by_module.setdefault(matrix.module, []).append(matrix)
-        self.held: torch.Tensor | None = None
-        self.readers: list[Matrix] = []
-
-    def modules(self) -> Iterable[nn.Module]:
-        return self.by_module
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        matrices = self.by_module[module]
-        if matrices[0].expert is not None:
-            if len(args) < 2:
-                raise UnsupportedModelError(f"the experts of {matrices[0].name} do not say which tokens they get")
-            self._experts(module, matrices, args[0], args[1])
-            return
-        if args[0] is not self.held:
-            self.flush()
-            self.held = args[0]
-        self.readers.extend(matrices)
-
-    def flush(self) -> None:
-        """Report the input that is held."""
-        if self.held is not None:
-            self.sink(tuple(self.readers), self.held.reshape(-1, self.held.shape[-1]))
-        self.held, self.readers = None, []
-
-    def _experts(self, module: nn.Module, matrices: list[Matrix], hidden: torch.Tensor, chosen: torch.Tensor) -> None:
-        """Report the inputs of fused experts: routed tokens, and what the first projection makes of them."""
-        self.flush()
-        by_expert: dict[int, dict[str, Matrix]] = {}
-        for matrix in matrices:
-            by_expert.setdefault(int(matrix.expert or 0), {})[matrix.attribute] = matrix
-        for expert, named in by_expert.items():
-            tokens = hidden[(chosen == expert).any(dim=-1)]  # none at all for some experts
-            first = [m for a, m in named.items() if a != "down_proj"]
-            if first:
-                self.sink(tuple(first), tokens)
-            if "down_proj" in named:
-                self.sink((named["down_proj"],), _expert_hidden(module, expert, tokens))
-
-
-def _expert_hidden(module: Any, expert: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Compute what flows into one expert's down projection, ``(tokens, intermediate)``, as the module itself does."""
-    gated = hasattr(module, "gate_up_proj")
-    weight = (module.gate_up_proj if gated else module.up_proj)[expert]
-    biases = getattr(module, "gate_up_proj_bias" if gated else "up_proj_bias", None)
-    projected = F.linear(tokens, weight.T if getattr(module, "is_transposed", False) else weight)
-    if biases is not None:
-        projected = projected + biases[expert]
-    return module._apply_gate(projected) if gated else module.act_fn(projected)
+            whole = by_name[matrix.parameter_name]  # None where nothing flowed
+            part = torch.zeros_like(matrix.view()) if whole is None else matrix.part(whole)
+            sink(matrix, part.float() if self.scale == 1.0 else part.float() / self.scale)
+        return below

@@ -140,8 +140,12 @@ def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tenso
         damped.diagonal().add_(used * mean)
         damped.diagonal().masked_fill_(dead, 1.0)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # each of these is as large as the Hessian
         if failed.item() == 0 and bool(torch.isfinite(lower).all()):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if failed.item() == 0 and bool(torch.isfinite(upper).all()):
                 return upper, used
     raise NumericalError(

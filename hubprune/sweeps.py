@@ -13,7 +13,8 @@ import torch
 
 from hubprune.activations import Activations, Kept, on_device
 from hubprune.architecture import Matrix
-from hubprune.replay import Batch, GradientSink, InputSink, Replay
+from hubprune.inputs import InputSink
+from hubprune.replay import Batch, GradientSink, Replay
 
 Sinks = Sequence[InputSink]
 Finish = Callable[[int, dict[str, torch.Tensor]], None]
@@ -46,7 +47,6 @@ class Sweeps:
 
     def __init__(self, replay: Replay, by_block: Sequence[Sequence[Matrix]], activations: Activations) -> None:
         self.replay, self.by_block, self.activations = replay, by_block, activations
-        self.weights = replay.weights
 
     def open(self, batches: Iterable[torch.Tensor], front: Sequence[torch.Tensor] = ()) -> Stream:
         """Embed sequences.
@@ -82,7 +82,7 @@ class Sweeps:
         """
         for index in blocks:
             following = index + 1 if index + 1 < blocks.stop else None
-            with self.weights.block(index, following):
+            with self.replay.block(index, following):
                 sinks = watch(index)
                 outputs: dict[str, list[Kept]] = {}
                 for name, stream in streams.items():
@@ -98,6 +98,7 @@ class Sweeps:
                         stream.front = outputs[name]
                     continue
                 ended = index + 1 == len(self.by_block)
+                self.replay.refresh(index)
                 for stream in streams.values() if not ended else ():
                     for position, output in enumerate(self._run(index, stream, ())):
                         stream.front[position] = self.activations.keep(output)
@@ -117,10 +118,11 @@ class Sweeps:
     def loss_gradients(self, stream: Stream) -> list[Kept]:
         """The gradient of each sequence's loss at the last boundary, where the stream is."""
         boundaries = self._here(len(self.by_block) - 1, stream.front)
-        return [
-            self.activations.keep(self.replay.loss_gradient(batch, boundary)[1])
-            for batch, boundary in zip(stream.batches, boundaries, strict=True)
-        ]
+        with self.replay.head():
+            return [
+                self.activations.keep(self.replay.loss_gradient(batch, boundary)[1])
+                for batch, boundary in zip(stream.batches, boundaries, strict=True)
+            ]
 
     def backward(
         self,
@@ -140,7 +142,7 @@ class Sweeps:
             finish: Called with a block and all gradients below it, once its gradients are known.
         """
         for index in reversed(range(blocks)):
-            with self.weights.block(index, index - 1 if index else None):
+            with self.replay.block(index, index - 1 if index else None):
                 sink = start(index)
                 for name, stream in streams.items():
                     inputs = self._here(index, boundaries[name].pop())
@@ -152,7 +154,7 @@ class Sweeps:
                 finish(index, named_fronts(streams))
 
     def _here(self, index: int, kept: Sequence[Kept]) -> Iterator[torch.Tensor]:
-        return on_device(kept, self.weights.device(index))
+        return on_device(kept, self.replay.weights.device(index))
 
 
 def named_fronts(streams: Streams) -> dict[str, torch.Tensor]:

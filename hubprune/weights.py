@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, find_blocks
+from hubprune.environment import return_memory
 from hubprune.errors import NumericalError, UnsupportedModelError
 
 
@@ -155,6 +156,7 @@ class StreamedWeights(Weights):
         finally:
             for name in names:
                 set_module_tensor_to_device(block, name, "meta")
+            return_memory()
 
     def device(self, index: int) -> torch.device:
         """Where a block runs: where the rest of the model is."""

@@ -45,7 +45,7 @@ def gradients_of(model, ids):
         model.zero_grad()
         model(input_ids=row[None], labels=row[None], use_cache=False).loss.backward()
         for m in find_matrices(model):
-            found[m.name].append(m.gradient().clone().numpy())
+            found[m.name].append(m.part(m.parameter.grad).clone().numpy())
     return found
 
 

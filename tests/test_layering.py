@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity presets config report huberrors hub jobs sources architecture "
-    "weights activations shards work calibration replay stats criterion criteria evidence masks apply sweeps loop "
+    "weights activations shards work calibration inputs replay stats criterion criteria evidence masks apply sweeps loop "
     "pruner evaluation opening verifier readme recipe card saving publisher flow estimate runs modeling quantizer cli "
     "__main__"
 ).split()
