@@ -12,6 +12,9 @@ from typing import Any
 
 import hubprune
 
+# An option of mallopt, and the size in bytes from which memory is mapped for itself.
+M_MMAP_THRESHOLD = -3
+OWN_MAPPING = 2**18
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "accelerate", "safetensors", "datasets", "tokenizers", "peft")
 
 
@@ -75,11 +78,15 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def return_memory() -> None:
-    """Give memory that was freed back to the operating system, which the C library of Linux puts off."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+def return_memory_at_once() -> None:
+    """From now on, give memory back to the operating system when a tensor is freed.
+
+    The C library of Linux keeps what is freed in pieces that later tensors do not fit into, and grows. Memory that it
+    maps for a tensor alone goes back at once; that costs some page faults, little beside what a tensor is used for.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
 
 
 def peak_gpu_memory() -> int | None:

@@ -122,6 +122,13 @@ class Opening:
             trusted = bool(self.keywords["trust_remote_code"])
             return AutoModelForCausalLM.from_config(self.config, trust_remote_code=trusted)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights will have, as far as the config says it."""
+        wanted = self.keywords.get("dtype", "auto")
+        named = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
+        return named or next(self.outline.parameters()).dtype
+
     def weights(self, load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained, *args: Any) -> Any:
         """Download and load the model.
 

@@ -19,8 +19,9 @@ from hubprune.activations import Activations
 from hubprune.config import CORPUS_KEYWORDS, PruningConfig, parse_size
 from hubprune.criterion import Criterion
 from hubprune.errors import UsageError
-from hubprune.estimate import choose, peak_memory
+from hubprune.estimate import choose
 from hubprune.flow import Plan
+from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.report import Perplexity, PruningReport
 from hubprune.shards import Shards
@@ -144,6 +145,7 @@ def _prune(plan: Plan, target: Path, work: WorkFolder, streamed: bool, budget: i
     _add_time(work, report.timings)
     if ranks.rank() == 0:
         saving.write_config(model, work.model)
+    ranks.wait()
     work.remember("report", report.to_dict())
 
 
@@ -162,6 +164,7 @@ def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_i
     report.probe = make_probe(model, plan.tokenizer)
     report.verification = None
     model.config.hubprune = report.summary()
+    ranks.wait()  # nobody reads the folder any more
     if ranks.rank() == 0:
         for path in work.model.iterdir():  # left by an attempt that was killed here
             if not saving.WEIGHTS.fullmatch(path.name):

@@ -139,15 +139,16 @@ def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tenso
         damped = hessian.clone()
         damped.diagonal().add_(used * mean)
         damped.diagonal().masked_fill_(dead, 1.0)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # Factorised from the last column to the first, H = V V^T with V upper triangular; then U = V^-1, and the
+        # inverse itself, the costly and inexact step, is not needed.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         del damped  # each of these is as large as the Hessian
         if failed.item() == 0 and bool(torch.isfinite(lower).all()):
-            inverse = torch.cholesky_inverse(lower)
+            inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
             del lower
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            del inverse
-            if failed.item() == 0 and bool(torch.isfinite(upper).all()):
-                return upper, used
+            if bool(torch.isfinite(inverse).all()):
+                return inverse.flip(0, 1), used
     raise NumericalError(
         f"the Hessian of the inputs must be positive definite, and it could not be factorised with damping up to "
         f"{used:g}: give more calibration text (num_samples) or a larger damping"

@@ -196,11 +196,14 @@ def _check_finite(saved: _Saved) -> str:
     count, bad = 0, []
     for path in saved.weight_files:
         with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            names = list(tensors.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as tensors:  # anew: what was read stays mapped
                 tensor = tensors.get_tensor(name)
-                count += 1
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    bad.append(name)
+            count += 1
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad.append(name)
+            del tensor
     if bad:
         raise _Failed(f"NaN or infinity in {_some(bad)}")
     return f"{count} tensors, all finite"

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, find_blocks
-from hubprune.environment import return_memory
+from hubprune.environment import return_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 
 
@@ -127,6 +127,7 @@ class StreamedWeights(Weights):
                 f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
             )
         self._hooked = True
+        return_memory_at_once()
         self._device = next(p.device for p in model.parameters() if not p.is_meta)
         self._coming: tuple[int, Future[Any]] | None = None
         # Reading from disk releases Python's lock, so a thread reads and copies while the GPU computes.
@@ -156,7 +157,6 @@ class StreamedWeights(Weights):
         finally:
             for name in names:
                 set_module_tensor_to_device(block, name, "meta")
-            return_memory()
 
     def device(self, index: int) -> torch.device:
         """Where a block runs: where the rest of the model is."""

@@ -14,8 +14,9 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity presets config report huberrors hub jobs sources architecture "
-    "weights activations shards work calibration inputs replay stats criterion criteria evidence masks apply sweeps loop "
-    "pruner evaluation opening verifier readme recipe card saving publisher flow estimate runs modeling quantizer cli "
+    "weights activations shards work calibration inputs replay stats criterion criteria evidence masks apply sweeps "
+    "loop pruner evaluation opening verifier readme recipe card saving publisher flow footprint probe estimate runs "
+    "modeling quantizer cli "
     "__main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from hubprune import PruningConfig, flow, prune, runs
 from hubprune.criteria.magnitude import Magnitude
 from hubprune.errors import CorpusError, OutputError, UsageError
-from hubprune.estimate import peak_memory
+from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.replay import Replay
 from hubprune.work import WorkFolder
@@ -185,7 +185,7 @@ def test_what_goes_with_a_folder_is_refused_for_a_model_in_memory(tmp_path):
 def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch, caplog):
     """Between one block and all of them a run streams, and says so."""
     monkeypatch.setattr("hubprune.environment.resident_memory", lambda: 0)
-    monkeypatch.setattr("hubprune.estimate.evaluation.MOST_LOGITS", 0)
+    monkeypatch.setattr("hubprune.footprint.evaluation.MOST_LOGITS", 0)
     seen = []
     original = runs.produce
     monkeypatch.setattr(runs, "produce", lambda *a, **k: (seen.append(k["streamed"]), original(*a, **k))[1])

@@ -12,7 +12,8 @@ from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
 from hubprune.errors import UsageError
-from hubprune.estimate import choose, peak_memory
+from hubprune.estimate import choose
+from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
 from hubprune.verifier import verify

@@ -1,0 +1,199 @@
+"""What a run holds in memory, added up from the shapes of the model and the amount of text.
+
+It is what is there all the time, and the largest of what the steps of the work need besides: checking and measuring
+the model, its head, and for each block running it, factorising Hessians, choosing among weights, pushing gradients
+down. What shapes do not tell (what a token leaves in a block) are rules that were held against measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hubprune import environment, evaluation, replay
+from hubprune.architecture import Matrix, find_blocks, find_matrices
+from hubprune.calibration import Corpus
+from hubprune.criterion import Criterion, load_criterion
+from hubprune.evidence import Need, needs_of
+from hubprune.flow import Plan
+from hubprune.opening import Opening
+from hubprune.sparsity import Unstructured
+
+WIDE = 4  # bytes of a float32, in which statistics and scores are kept
+# Bytes for each weight of a matrix while it is chosen among: weight, score, and a sorted copy with its indices.
+CHOOSING = 24
+# The same where all weights of the model compete: scores twice, a sorted copy with its indices, masks.
+CHOOSING_ON_ALL = 24
+# Bytes for each logit while its loss is taken, and with the gradient.
+SCORED_LOGIT, LEARNT_LOGIT = 12, 20
+# Numbers for each pair of positions where a model computes attention step by step: scores, probabilities, a copy.
+ATTENTION = 3
+# Bytes for each weight that is checked for NaN, besides a copy of it.
+CHECKING = 3
+# What libraries set up on first use, and what the C library keeps of what was freed.
+SLACK = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run holds in memory, in bytes.
+
+    Attributes:
+        common: Python, everything outside the blocks, and the work on one block.
+        blocks: All blocks.
+        block: The largest block.
+        activations: What all sequences look like at the block boundaries that are kept.
+        scores: Scores of all weights, where they all compete; such a run needs the whole model.
+    """
+
+    common: int
+    blocks: int
+    block: int
+    activations: int
+    scores: int = 0
+
+    def resident(self, budget: int | None = None) -> int:
+        """The peak with the whole model in memory, and activations up to a budget."""
+        return self.common + self.blocks + self.scores + self._kept(budget)
+
+    def streamed(self, budget: int | None = None) -> int:
+        """The peak with one block at a time in memory, and activations up to a budget."""
+        return self.common + self.block + self._kept(budget)
+
+    def _kept(self, budget: int | None) -> int:
+        return self.activations if budget is None else min(self.activations, budget)
+
+
+def peak_memory(plan: Plan) -> Memory:
+    """Add up the peak memory of a run from the shapes of the model and the amount of text."""
+    base, config, model = plan.base, plan.config, plan.base.outline
+    itemsize, running = base.dtype.itemsize, _running(base)
+    criterion = load_criterion(config)
+    inside = [_numel(block) for block in find_blocks(model)[1]]
+    outside = _numel(model) - sum(inside)
+    matrices = find_matrices(model, config.targets, config.ignore)
+    copy, copy_outside = (max(inside) * running, outside * running) if running != itemsize else (0, 0)
+    steps = [
+        max(parameter.numel() for parameter in model.parameters()) * (itemsize + CHECKING),
+        _evaluation(plan),
+        copy + max(_work(plan, criterion, _largest_block(matrices))),
+        copy_outside + _head(plan) if criterion.gradients else 0,
+    ]
+    generations = {name: len(inside) + 2 for name in _names(plan, criterion.gradients)}
+    pattern = config.resolved_pattern()
+    on_all = isinstance(pattern, Unstructured) and pattern.scope == "model"
+    others = 2 if criterion.gradients or on_all else 1
+    return Memory(
+        common=environment.resident_memory() + SLACK + outside * itemsize + max(steps),
+        blocks=sum(inside) * itemsize,
+        block=max(inside) * itemsize,
+        activations=sum(size * generations.get(name, others) for name, size in boundaries(plan).items()),
+        scores=CHOOSING_ON_ALL * sum(matrix.view().numel() for matrix in matrices) if on_all else 0,
+    )
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _running(base: Opening) -> int:
+    """Bytes of a number while a block runs: on a CPU, half precision runs in float32."""
+    return WIDE if base.device == "cpu" else base.dtype.itemsize
+
+
+def _needs(plan: Plan, criterion: Criterion) -> tuple[Need, ...]:
+    return needs_of(criterion, scores=True, compensation=plan.config.resolved_application() == "compensate")
+
+
+def _names(plan: Plan, *wanted: str | None) -> set[str]:
+    """Corpora given that are meant, ``all`` standing for every one."""
+    return {name for name in plan.corpora if name in wanted or "all" in wanted}
+
+
+def boundaries(plan: Plan) -> dict[str, int]:
+    """Bytes of what the sequences of each corpus look like at one block boundary, for the corpora that are run."""
+    criterion = load_criterion(plan.config)
+    run = _names(plan, criterion.gradients, *(name for _, name in _needs(plan, criterion)))
+    width = int(plan.base.config.get_text_config().hidden_size)
+    return {name: plan.corpora[name].facts.tokens * width * _running(plan.base) for name in run}
+
+
+def _longest(corpora: Iterable[Corpus]) -> int:
+    return max((corpus.facts.sequence_length for corpus in corpora), default=0)
+
+
+def _evaluation(plan: Plan) -> int:
+    """Bytes of the logits of a batch, beside those of the one before, and of a part of them in float32."""
+    vocabulary = int(plan.base.config.get_text_config().vocab_size)
+    window = _longest(plan.evaluation.values()) * vocabulary
+    logits = max(window, min(plan.config.batch_size * window, evaluation.MOST_LOGITS))
+    return 2 * logits * plan.base.dtype.itemsize + min(window, evaluation.MOST_WIDE_LOGITS) * SCORED_LOGIT
+
+
+def _head(plan: Plan) -> int:
+    """Bytes of the logits of a sequence, or as many as exist at once, and of their gradient."""
+    vocabulary = int(plan.base.config.get_text_config().vocab_size)
+    return min(_longest(plan.corpora.values()) * vocabulary, max(replay.MOST_LOGITS, vocabulary)) * LEARNT_LOGIT
+
+
+def _largest_block(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """The matrices of the block that holds the most weights in them."""
+    weights: Counter[int] = Counter()
+    for matrix in matrices:
+        weights[matrix.block] += matrix.view().numel()
+    (largest, _), *_ = weights.most_common(1)
+    return [matrix for matrix in matrices if matrix.block == largest]
+
+
+def _work(plan: Plan, criterion: Criterion, block: Sequence[Matrix]) -> Iterator[int]:
+    """Bytes that each step of the work on a block takes besides its weights.
+
+    Args:
+        plan: The run.
+        criterion: Its criterion.
+        block: The matrices of the block.
+    """
+    running = _running(plan.base)
+    weights = sum(matrix.view().numel() for matrix in block)
+    largest = max(matrix.view().numel() for matrix in block)
+    widest = max(matrix.shape[1] for matrix in block)
+    needs = _needs(plan, criterion)
+    texts = len([name for statistic, name in needs if statistic == "hessian" and _names(plan, name)])
+    squares = WIDE * sum(width * width for width in _inputs(block)) if texts else 0
+    token = int(_token(plan, block) * running) + widest * WIDE
+    length = _longest(plan.corpora.values()) if needs or criterion.gradients else 0
+    yield texts * squares + plan.config.batch_size * length * token  # forwards, statistics
+    # A factor for each sum, a sum divided and its factorisation; then scores.
+    yield (texts + 1) * squares + max(3 * WIDE * widest * widest if texts else 0, CHOOSING * largest)
+    if criterion.gradients:
+        sums = weights * (WIDE if running == WIDE else 2 * WIDE)  # and the weights in float32
+        yield sums + weights * running + 3 * WIDE * largest + 2 * length * token
+        yield sums + CHOOSING * largest
+
+
+def _inputs(block: Sequence[Matrix]) -> Iterator[int]:
+    """The widths of the inputs that differ: of projections side by side, the last reads what the others make."""
+    beside: Counter[tuple[str, int]] = Counter()
+    for matrix in block:
+        where = matrix.name if matrix.expert is not None else matrix.name.rpartition(".")[0]
+        beside[where, matrix.shape[1]] += 1
+    for (_, width), count in beside.items():
+        yield from [width] * min(count, 2)
+
+
+def _token(plan: Plan, block: Sequence[Matrix]) -> float:
+    """Numbers that a token is in a block: what flows into the matrices and out of them, and its attention if kept.
+
+    Of the experts a token meets a few.
+    """
+    text: Any = plan.base.config.get_text_config()
+    met = getattr(text, "num_experts_per_tok", None) or len(block)
+    experts = len({matrix.expert for matrix in block if matrix.expert is not None})
+    found = sum(sum(matrix.shape) * (min(met / experts, 1) if matrix.expert is not None else 1) for matrix in block)
+    if plan.base.outline.config._attn_implementation == "eager":
+        found += ATTENTION * text.num_attention_heads * _longest(plan.corpora.values())
+    return found
