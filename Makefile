@@ -5,6 +5,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Test files run side by side, each on one thread.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,10 +42,13 @@ types: install-test
 	$(BIN)/python -m mypy
 
 pytest: install-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: install-test
-	$(BIN)/python -m benchmarks.quality; quality=$$?; $(BIN)/python -m benchmarks.speed && exit $$quality
+	@failed=; for name in quality speed memory scale processes; do \
+	  $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
+	done; \
+	[ -z "$$failed" ] || { echo "short of a target:$$failed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

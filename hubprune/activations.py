@@ -1,4 +1,4 @@
-"""Activations between two visits of a block: in host memory up to a budget, beyond it in a memory-mapped scratch file.
+"""Activations between two visits of a block: in host memory up to a budget, beyond it in a scratch file.
 
 A model is gone through block by block, and what all sequences look like at a block boundary can be larger than the
 model. What is kept is handed out again as it was, bit for bit.
@@ -6,6 +6,7 @@ model. What is kept is handed out again as it was, bit for bit.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tempfile
@@ -13,7 +14,6 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 # Slots in the scratch file begin at multiples of this many bytes, as torch's own memory does.
@@ -25,7 +25,7 @@ class Kept:
 
     def __init__(self, value: torch.Tensor | None, slot: tuple[Any, int] | None, like: torch.Tensor) -> None:
         self._value, self._slot = value, slot
-        self._dtype, self._shape = like.dtype, like.shape
+        self.dtype, self.shape = like.dtype, like.shape
 
     def tensor(self) -> torch.Tensor:
         """The tensor, in host memory; not to be written to."""
@@ -33,9 +33,11 @@ class Kept:
             return self._value
         assert self._slot is not None  # it is in memory or in the file
         file, offset = self._slot
-        size = math.prod(self._shape) * self._dtype.itemsize
-        raw = np.memmap(file, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
-        return torch.from_numpy(raw).view(self._dtype).view(self._shape)
+        # Read, not mapped: each map takes a file descriptor, and pages of one map for all would stay in memory.
+        value = torch.empty(self.shape, dtype=self.dtype)
+        file.seek(offset)
+        file.readinto(value.view(-1).view(torch.uint8).numpy().data)
+        return value
 
 
 class Activations:
@@ -66,7 +68,7 @@ class Activations:
             kept = Kept(value, None, value)
             weakref.finalize(kept, self._release, size, None)
             return kept
-        offset = self._write(value.contiguous().view(torch.uint8).numpy().data, size)
+        offset = self._write(value.contiguous().view(-1).view(torch.uint8).numpy().data, size)
         kept = Kept(None, (self._file, offset), value)
         weakref.finalize(kept, self._release, size, offset)
         return kept
@@ -98,7 +100,7 @@ def on_device(kept: Iterable[Kept], device: torch.device) -> Iterator[torch.Tens
     if device.type != "cuda":
         yield from (each.tensor().to(device) for each in kept)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _copies(device)
     waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for each in kept:
         with torch.cuda.stream(stream):
@@ -109,6 +111,12 @@ def on_device(kept: Iterable[Kept], device: torch.device) -> Iterator[torch.Tens
         waiting = copy, copied
     if waiting is not None:
         yield _arrived(*waiting)
+
+
+@functools.cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream that copies to a GPU run on: one, as each keeps the memory that it has used."""
+    return torch.cuda.Stream(device)
 
 
 def _arrived(copy: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def free_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def free_gpu_memory(gpus: Sequence[int]) -> int | None:
+    """Memory that is free on some GPUs together, in bytes; None for none of them."""
+    import torch
+
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else None
 
 
 def return_memory_at_once() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hubprune import environment, hub, probe
+from hubprune import environment, hub, probe, ranks
 from hubprune.architecture import find_matrices
 from hubprune.card import size
 from hubprune.errors import ConfigError
@@ -63,7 +63,7 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
     """
     base = plan.base
     memory = peak_memory(plan)
-    choice = choose(memory, limit, budget)
+    choice = choose(memory, limit, budget, environment.free_gpu_memory(base.gpus))
     download = hub.missing_bytes(base.repo, token=base.keywords.get("token"), **base.cache)
     disk = (
         sum(parameter.numel() for parameter in base.outline.parameters()) * base.dtype.itemsize
@@ -83,26 +83,33 @@ def _converts(base: Opening) -> bool:
     return fused or base.dtype != next(base.outline.parameters()).dtype
 
 
-def choose(memory: Memory, limit: int | None, budget: int | None = None) -> Choice:
+def choose(memory: Memory, limit: int | None, budget: int | None = None, card: int | None = None) -> Choice:
     """Decide whether the blocks stay on disk.
 
     Args:
         memory: Peak memory of the run.
-        limit: Bytes it may take; None for what is free.
+        limit: Bytes a process may take; None for its share of what is free.
         budget: Bytes of host memory for activations; None for what the rest leaves.
+
+        card: Bytes free on the GPUs that the model goes to; None where it runs on the CPU.
 
     Raises:
         ConfigError: Not even one block at a time fits, or all blocks are needed and do not fit.
     """
     name = "free memory" if limit is None else "max_memory"
-    room = environment.free_memory() + environment.resident_memory() if limit is None else limit
+    free = environment.free_memory() // ranks.on_this_machine() + environment.resident_memory()
+    room = free if limit is None else limit
     whole = memory.resident(budget)
-    if whole <= room:
-        return Choice(False, budget, f"the whole model in memory takes about {size(whole)} ({name}: {size(room)})")
+    said = f"{name}: {size(room)}"
+    fits = whole <= room
+    if card is not None and memory.resident(0) - environment.resident_memory() > card:
+        said, fits = f"{said}, free on the GPU: {size(card)}", False
+    if fits:
+        return Choice(False, budget, f"the whole model in memory takes about {size(whole)} ({said})")
     if memory.scores:
         raise ConfigError(
-            f"scope 'model' compares the scores of all weights at once, which takes about {size(whole)}, and {name} "
-            f"is {size(room)}: choose another scope, or give it more memory"
+            f"scope 'model' compares the scores of all weights at once, which takes about {size(whole)}, got {said}: "
+            "choose another scope, or give it more memory"
         )
     least = memory.streamed(budget or 0)
     if least > room and limit is not None:
@@ -115,5 +122,5 @@ def choose(memory: Memory, limit: int | None, budget: int | None = None) -> Choi
         True,
         budget,
         f"blocks come from disk one at a time, about {size(memory.streamed(budget))}; the whole model would take "
-        f"about {size(whole)} ({name}: {size(room)})",
+        f"about {size(whole)} ({said})",
     )

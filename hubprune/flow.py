@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
-from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError
+from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError, UsageError
 from hubprune.evaluation import perplexity
 from hubprune.opening import Opening
 from hubprune.pruner import prune
@@ -74,9 +74,15 @@ def draw(base: Opening, config: PruningConfig) -> Outline:
 
     Raises:
         UnsupportedModelError: The model is quantised, or not a decoder language model.
+        UsageError: It was already pruned.
         ConfigError: The pattern or the name of a matrix does not fit it.
     """
     check_supported(base.config)
+    done = getattr(base.config, "hubprune", None)
+    if done:
+        raise UsageError(
+            f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
+        )
     matrices = find_matrices(base.outline, config.targets, config.ignore)
     check_pattern_fits(matrices, config.resolved_pattern())
     return Outline(

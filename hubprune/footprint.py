@@ -30,12 +30,14 @@ CHOOSING = 24
 CHOOSING_ON_ALL = 24
 # Bytes for each logit while its loss is taken, and with the gradient.
 SCORED_LOGIT, LEARNT_LOGIT = 12, 20
+# Of what flows through the matrices for a token, what is there at once forwards, and what is kept to go backwards.
+FORWARD, BACKWARD = 0.6, 1.2
 # Numbers for each pair of positions where a model computes attention step by step: scores, probabilities, a copy.
 ATTENTION = 3
 # Bytes for each weight that is checked for NaN, besides a copy of it.
 CHECKING = 3
-# What libraries set up on first use, and what the C library keeps of what was freed.
-SLACK = 128 * 2**20
+# What libraries set up on first use, and small pieces that were freed.
+SLACK = 48 * 2**20
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,23 @@ def _work(plan: Plan, criterion: Criterion, block: Sequence[Matrix]) -> Iterator
     weights = sum(matrix.view().numel() for matrix in block)
     largest = max(matrix.view().numel() for matrix in block)
     widest = max(matrix.shape[1] for matrix in block)
-    needs = _needs(plan, criterion)
-    texts = len([name for statistic, name in needs if statistic == "hessian" and _names(plan, name)])
-    squares = WIDE * sum(width * width for width in _inputs(block)) if texts else 0
-    token = int(_token(plan, block) * running) + widest * WIDE
-    length = _longest(plan.corpora.values()) if needs or criterion.gradients else 0
-    yield texts * squares + plan.config.batch_size * length * token  # forwards, statistics
-    # A factor for each sum, a sum divided and its factorisation; then scores.
-    yield (texts + 1) * squares + max(3 * WIDE * widest * widest if texts else 0, CHOOSING * largest)
-    if criterion.gradients:
-        sums = weights * (WIDE if running == WIDE else 2 * WIDE)  # and the weights in float32
-        yield sums + weights * running + 3 * WIDE * largest + 2 * length * token
-        yield sums + CHOOSING * largest
+    flow, pairs = running * _flow(plan, block), running * _pairs(plan)
+    # Forwards: a sum for each Hessian, and a batch with what is being added to a sum.
+    hessians = [name for statistic, name in _needs(plan, criterion) if statistic == "hessian" and _names(plan, name)]
+    squares = WIDE * sum(width * width for width in _inputs(block)) if hessians else 0
+    singly = _names(plan, criterion.gradients)
+    for name in boundaries(plan):
+        facts = plan.corpora[name].facts
+        tokens = facts.sequence_length * (1 if name in singly else min(plan.config.batch_size, facts.num_sequences))
+        here = max(FORWARD * flow + WIDE * widest, ATTENTION * pairs * facts.sequence_length)
+        yield len(hessians) * squares + int(tokens * here)
+    # Factors beside the sums, one of them being made; then scores.
+    yield (len(hessians) + 1) * squares + max(3 * WIDE * widest * widest if hessians else 0, CHOOSING * largest)
+    if singly:  # sums over gradients, the weights in float32; gradients with what they come from, or scores
+        sums = weights * (WIDE if running == WIDE else 2 * WIDE)
+        length = max(plan.corpora[name].facts.sequence_length for name in singly)
+        kept = int(length * (BACKWARD * flow + 2 * ATTENTION * pairs * length))
+        yield sums + max(weights * running + max(kept, 3 * WIDE * largest), CHOOSING * largest)
 
 
 def _inputs(block: Sequence[Matrix]) -> Iterator[int]:
@@ -185,15 +192,14 @@ def _inputs(block: Sequence[Matrix]) -> Iterator[int]:
         yield from [width] * min(count, 2)
 
 
-def _token(plan: Plan, block: Sequence[Matrix]) -> float:
-    """Numbers that a token is in a block: what flows into the matrices and out of them, and its attention if kept.
-
-    Of the experts a token meets a few.
-    """
-    text: Any = plan.base.config.get_text_config()
-    met = getattr(text, "num_experts_per_tok", None) or len(block)
+def _flow(plan: Plan, block: Sequence[Matrix]) -> float:
+    """Numbers that flow into the matrices of a block and out of them for a token. Few experts see a token."""
+    met = getattr(plan.base.config.get_text_config(), "num_experts_per_tok", None) or len(block)
     experts = len({matrix.expert for matrix in block if matrix.expert is not None})
-    found = sum(sum(matrix.shape) * (min(met / experts, 1) if matrix.expert is not None else 1) for matrix in block)
-    if plan.base.outline.config._attn_implementation == "eager":
-        found += ATTENTION * text.num_attention_heads * _longest(plan.corpora.values())
-    return found
+    return sum(sum(matrix.shape) * (1 if matrix.expert is None else min(met / experts, 1)) for matrix in block)
+
+
+def _pairs(plan: Plan) -> int:
+    """Heads of a model that computes attention step by step, a number for each pair of positions; 0 for others."""
+    heads: int = plan.base.config.get_text_config().num_attention_heads
+    return heads if plan.base.outline.config._attn_implementation == "eager" else 0

@@ -23,7 +23,7 @@ from hubprune.architecture import Matrix
 from hubprune.calibration import Corpus
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
-from hubprune.errors import NumericalError
+from hubprune.errors import NumericalError, OutputError
 from hubprune.evidence import Evidence, Need, needs_of
 from hubprune.replay import GradientSink, Replay
 from hubprune.report import MatrixFacts, PruningReport
@@ -109,6 +109,8 @@ class Loop:
         left = len(self.by_block) - len(self.journal.notes(BACKWARD))
         if left == 0:
             return
+        if self.whole_model:  # all weights are compared at once, again
+            left = len(self.by_block)
         needs = needs_of(self.criterion, scores=True, compensation=False)
         with_gradients = self._names([self.criterion.gradients] if self.criterion.gradients else [])
         streams = self._open({corpus for _, corpus in needs}, singly=with_gradients)
@@ -145,7 +147,7 @@ class Loop:
 
             return add
 
-        def finish(index: int, front: dict[str, torch.Tensor]) -> None:
+        def finish(index: int, front: Mapping[str, Kept]) -> None:
             for matrix in self.by_block[index]:
                 self._decide(matrix, ranks.add_up(sums.pop(matrix)))
             if self.whole_model:  # nothing is decided before the last block
@@ -154,10 +156,10 @@ class Loop:
                 self._finish(BACKWARD, index, front)
 
         with self._stage(BACKWARD, left):
-            known = self.journal.front(BACKWARD)
+            known = self._front(BACKWARD, left < len(self.by_block))
             for name, stream in streams.items():
                 if known:
-                    stream.front = [self.sweeps.activations.keep(each) for each in front_of(name, known)]
+                    stream.front = [self.sweeps.activations.keep(each.clone()) for each in front_of(name, known)]
                 else:
                     stream.front = self.sweeps.loss_gradients(stream)
             self.sweeps.backward(streams, boundaries, left, start, finish)
@@ -174,7 +176,7 @@ class Loop:
             for matrix, keep in self.keep.items():
                 self._zero(matrix, keep)
             self.keep.clear()
-            for index in reversed(range(len(self.by_block))):
+            for index in reversed(range(len(self.by_block) - len(self.journal.notes(BACKWARD)))):
                 self._finish(BACKWARD, index, {})
 
     def _prune_in_order(self, stage: str) -> None:
@@ -183,7 +185,8 @@ class Loop:
         if done == count:
             return
         needs = needs_of(self.criterion, scores=stage == PRUNE, compensation=self.compensates)
-        streams = self._open({corpus for _, corpus in needs}, singly=(), front=self.journal.front(stage))
+        front = self._front(stage, done > 0 and bool(needs))
+        streams = self._open({corpus for _, corpus in needs}, singly=(), front=front)
 
         def visit(index: int) -> None:
             widths = {matrix.name: matrix.shape[1] for matrix in self.by_block[index]}
@@ -197,6 +200,16 @@ class Loop:
             finish = functools.partial(self._finish, stage)
             self.sweeps.forward(streams, range(done, count), self._watch(needs), visit, finish)
 
+    def _front(self, stage: str, needed: bool) -> dict[str, torch.Tensor]:
+        """Where the sequences have got to in a stage that is gone on with; empty at its beginning."""
+        front = self.journal.front(stage)
+        if needed and not front:
+            raise OutputError(
+                f"the unfinished run has lost what its sequences look like after its last block ({stage}): start over "
+                "(--fresh, fresh=True)"
+            )
+        return front
+
     def _watch(self, needs: Sequence[Need]) -> Callable[[int], dict[str, Sinks]]:
         """Make a function that gathers new evidence for each block."""
 
@@ -206,7 +219,7 @@ class Loop:
 
         return watch
 
-    def _finish(self, stage: str, index: int, front: dict[str, torch.Tensor]) -> None:
+    def _finish(self, stage: str, index: int, front: Mapping[str, Kept]) -> None:
         """Write down that a block's turn is over, and with it its weights, or the choice among them."""
         matrices = self.by_block[index]
         names = [matrix.name for matrix in matrices]

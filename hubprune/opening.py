@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +25,8 @@ from hubprune.errors import HubPruneError, NotFoundError, UnsupportedModelError
 from hubprune.huberrors import hub_errors
 from hubprune.weights import blocks_on_disk
 
+# What ``device_map`` says where it leaves the choice to accelerate.
+SOME_GPU = ("auto", "balanced", "sequential")
 CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 # Keywords of from_pretrained that a config and a tokenizer are read with as well.
 HUB_KEYWORDS = (
@@ -156,11 +159,20 @@ class Opening:
     def device(self) -> str | int:
         """Where a model runs whose blocks stay on disk: on the GPU that ``device_map`` names, otherwise on the CPU."""
         wanted = self.keywords.get("device_map")
-        if isinstance(wanted, str) and wanted.partition(":")[0] in ("auto", "balanced", "sequential", "cuda"):
-            if not torch.cuda.is_available():
-                return "cpu"
-            return wanted if ":" in wanted else torch.cuda.current_device()
-        return wanted if isinstance(wanted, str | int) else "cpu"
+        if isinstance(wanted, Mapping):
+            wanted = next((place for place in wanted.values() if place not in ("cpu", "disk")), "cpu")
+        if isinstance(wanted, str) and wanted.startswith(SOME_GPU) or str(wanted) == "cuda":
+            return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        return wanted if isinstance(wanted, int) else str(wanted or "cpu")
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The GPUs that the whole model would go to; none where it runs on the CPU."""
+        device = torch.device(self.device)
+        if device.type != "cuda":
+            return ()
+        spread = str(self.keywords.get("device_map")).startswith(SOME_GPU)
+        return tuple(range(torch.cuda.device_count())) if spread else (device.index or 0,)
 
     @contextmanager
     def _refusals(self, what: str) -> Iterator[None]:
@@ -169,6 +181,10 @@ class Opening:
                 yield
         except HubPruneError:
             raise
+        except SafetensorError as error:
+            raise UnsupportedModelError(
+                f"the weight files of {self.name} are damaged ({error}): download them again (force_download=True)"
+            ) from error
         except ValueError as error:
             said = " ".join(str(error).split())
             raise UnsupportedModelError(f"transformers does not load {self.name}: {said}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -72,20 +73,20 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """
     if size() == 1:
         return tensor
+    total = _sendable(tensor.contiguous())
     with _others("add up statistics with"):
-        total = _sendable(tensor.contiguous())
         dist.all_reduce(total)
-        return total.to(tensor.device)
+    return total.to(tensor.device)
 
 
 def copy_from_first(tensor: torch.Tensor) -> torch.Tensor:
     """Return the first process' version of a tensor; arguments and errors as ``add_up``."""
     if size() == 1:
         return tensor
+    first = _sendable(tensor.contiguous())
     with _others("share weights with"):
-        first = _sendable(tensor.contiguous())
         dist.broadcast(first, 0)
-        return first.to(tensor.device)
+    return first.to(tensor.device)
 
 
 def gather(items: Sequence[T]) -> list[T]:
@@ -117,6 +118,24 @@ def in_first(work: Callable[[], T]) -> T | None:
             dist.broadcast_object_list(failure, 0)
         if rank() > 0 and failure[0] is not None:
             raise ProcessError(f"process {rank()} ends because the first one failed: {failure[0]}")
+
+
+def from_first(decide: Callable[[], T]) -> T:
+    """Let the first process decide for all; what it decides is sent to the others.
+
+    Raises:
+        ProcessError: In the others, when it failed in the first.
+    """
+    answer = [in_first(decide)]
+    if size() > 1:
+        with _others("hear from"):
+            dist.broadcast_object_list(answer, 0)
+    return typing.cast(T, answer[0])
+
+
+def on_this_machine() -> int:
+    """Number of processes of the run that share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size() > 1 else 1
 
 
 def wait() -> None:

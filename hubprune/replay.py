@@ -156,19 +156,20 @@ class Replay:
         self._copies = self._other_type(self.blocks[index])
 
     def _other_type(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Copies of a module's weights in the type that it runs in; embeddings are looked up as they are."""
+        """Copies of a module's weights in a wider type, where it runs in one; embeddings are looked up as they are."""
         return {
             f"{above}.{name}" if above else name: value.detach().to(self.dtype)
             for above, owner in module.named_modules(remove_duplicate=False)
             if not isinstance(owner, nn.Embedding)
             for name, value in owner.named_parameters(recurse=False)
-            if value.dtype != self.dtype and value.is_floating_point() and not value.is_meta
+            if value.is_floating_point() and value.dtype.itemsize < self.dtype.itemsize and not value.is_meta
         }
 
     @contextmanager
     def head(self) -> Iterator[None]:
         """Hold the head ready to run, for several batches."""
-        self._head = self._other_type(self.model) if self.dtype != self.model.dtype else {}
+        with self._recorders():  # the blocks are no part of it
+            self._head = self._other_type(self.model)
         try:
             yield
         finally:

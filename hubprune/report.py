@@ -353,6 +353,7 @@ def write_text(path: Path, text: str) -> Path:
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -360,6 +361,16 @@ def write_text(path: Path, text: str) -> Path:
             f"cannot write {path} ({error.strerror}): give a folder that is writable and has room"
         ) from error
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring names that were just written or changed in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _build(kind: Any, value: Any) -> Any:

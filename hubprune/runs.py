@@ -32,6 +32,8 @@ from hubprune.work import WorkFolder
 logger = logging.get_logger(__name__)
 
 SHARD_SIZE = "5GB"
+# Keywords of ``from_pretrained`` that say how the model is reached, not which one it is.
+ABOUT_ACCESS = ("token", "cache_dir", "force_download", "local_files_only", "proxies")
 
 
 def work_folder(out: Path) -> Path:
@@ -45,7 +47,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     keywords = plan.base.keywords
     return {
         "base": {"model": plan.base.repo.repo_id, "commit": plan.base.repo.commit or _state(Path(plan.base.name))},
-        "dtype": str(keywords.get("dtype", "auto")),
+        "keywords": {name: str(keywords[name]) for name in sorted(keywords) if name not in ABOUT_ACCESS},
         "device": str(plan.base.device).partition(":")[0],
         "config": plan.config.to_dict(),
         "corpora": {name: corpus.facts.fingerprint for name, corpus in plan.corpora.items()},
@@ -57,7 +59,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
 
 def _state(folder: Path) -> str:
     """A local model as it is now, from the sizes and times of its files."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".bin", ".py"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
@@ -90,6 +92,7 @@ def produce(
         NumericalError: NaN was met, or a Hessian cannot be factorised.
         OutputError: The folder cannot be written, or has no room.
     """
+    environment.return_memory_at_once()
     with saving.disk_errors(target):
         if not work.fact("saved"):
             _prune(plan, target, work, streamed, activation_budget, progress)
@@ -152,8 +155,8 @@ def _prune(plan: Plan, target: Path, work: WorkFolder, streamed: bool, budget: i
 def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_id: str | None, progress: bool) -> None:
     """Measure the result as it lies in the files, and write its record beside it."""
     report = PruningReport.from_dict(work.fact("report"))
-    keywords = {**plan.base.keywords, "dtype": "auto"}
-    keywords.pop("token", None)
+    elsewhere = ("token", "subfolder", "force_download")  # what is about the base's repository
+    keywords = {name: value for name, value in plan.base.keywords.items() if name not in elsewhere} | {"dtype": "auto"}
     model = _open(Opening(str(work.model), None, keywords), work, streamed)
     _measured(plan, work, model, "pruned", progress)
     report.evaluation = [Perplexity(**row) for row in work.fact("base") + work.fact("pruned")]
@@ -166,13 +169,11 @@ def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_i
     model.config.hubprune = report.summary()
     ranks.wait()  # nobody reads the folder any more
     if ranks.rank() == 0:
-        for path in work.model.iterdir():  # left by an attempt that was killed here
-            if not saving.WEIGHTS.fullmatch(path.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        saving.write_config(model, work.model)
-        saving.complete(
-            work.model, target.resolve(), report=report, tokenizer=plan.tokenizer, model=model, repo_id=repo_id
-        )
+        with work.replacing() as staged:
+            saving.write_config(model, staged)
+            saving.complete(
+                staged, target.resolve(), report=report, tokenizer=plan.tokenizer, model=model, repo_id=repo_id
+            )
     ranks.wait()
     work.remember("saved", True)
 
@@ -255,7 +256,8 @@ def prune(
         tokenizer=tokenizer,
         progress=progress,
     )
-    choice = choose(peak_memory(plan), limit, budget)
+    card = environment.free_gpu_memory(base.gpus)
+    choice = ranks.from_first(lambda: choose(peak_memory(plan), limit, budget, card))
     logger.info("Streaming: %s." if choice.streamed else "In memory: %s.", choice.reason)
     target = Path(out)
     with WorkFolder(work_folder(target), fingerprint(plan), fresh=fresh) as work:

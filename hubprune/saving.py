@@ -152,9 +152,12 @@ def disk_errors(target: Path) -> Iterator[None]:
             f"cannot write the weights to {target} ({error}): make room or give another folder"
         ) from error
     except OSError as error:
-        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
+        remedies = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")
+        remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")
+        remedy = remedies.get(error.errno or 0, "mend that")
+        at = f" at {error.filename}" if error.filename and str(target) not in str(error.filename) else ""
         raise OutputError(
-            f"cannot write {target} ({error.strerror or error}): {remedy} or give another folder"
+            f"cannot write {target} ({error.strerror or error}{at}): {remedy} or give another folder"
         ) from error
 
 

@@ -7,11 +7,14 @@ place whenever it is finished, and again if need be.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -19,7 +22,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from hubprune.report import write_text
+from hubprune.activations import Kept
+from hubprune.report import sync_folder, write_text
 
 INDEX = "model.safetensors.index.json"
 # Names of the types in a safetensors header.
@@ -44,6 +48,68 @@ class _Place:
     file: str
     offset: int
     size: int
+
+
+class Sized(Protocol):
+    """A tensor, or what stands for one: its type and shape are known."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+
+    @property
+    def shape(self) -> torch.Size: ...  # noqa: D102
+
+
+def lay_out(tensors: Mapping[str, Sized]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Give each tensor its place in a file, wide types first so that all are aligned.
+
+    Returns:
+        The beginning of the file, and for each tensor its first byte and the one behind it, in the order of the file.
+    """
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    spans, end = {}, 0
+    for name in ordered:
+        tensor = tensors[name]
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        spans[name] = start, end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    beginning = len(text).to_bytes(8, "little") + text
+    return beginning, {name: (len(beginning) + start, len(beginning) + end) for name, (start, end) in spans.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Kept]) -> None:
+    """Write a file one tensor after the other, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = path.with_suffix(".new")
+    beginning, spans = lay_out(tensors)
+    with open(temporary, "wb") as handle:
+        handle.write(beginning)
+        for name in spans:
+            handle.write(_bytes(tensors[name].tensor()))
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _reserve(file: int, size: int) -> None:
+    """Find out now that there is no room, not hours later; where the file system can tell."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 class Shards:
@@ -82,23 +148,8 @@ class Shards:
             self._index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
 
     def _lay_out(self, file: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
-        """Give each tensor its place, wide types first so that all are aligned; return the file's beginning."""
-        ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in ordered:
-            tensor = tensors[name]
-            start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-            entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-            header[name] = entry
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        beginning = len(text).to_bytes(8, "little") + text
-        at = len(beginning)
-        for name in ordered:
-            size = tensors[name].numel() * tensors[name].dtype.itemsize
-            self._places[name] = _Place(file, at, size)
-            at += size
+        beginning, spans = lay_out(tensors)
+        self._places |= {name: _Place(file, start, end - start) for name, (start, end) in spans.items()}
         return beginning
 
     @property
@@ -116,11 +167,12 @@ class Shards:
         for place in self._places.values():
             ends[place.file] += place.size
         for file, beginning in self._headers.items():
-            with open(self.folder / file, "wb") as handle:
+            with open(self.folder / file, "w+b") as handle:
                 handle.write(beginning)
                 handle.truncate(ends[file])
-                if hasattr(os, "posix_fallocate"):  # no room is found out now, not hours later
-                    os.posix_fallocate(handle.fileno(), 0, ends[file])
+                _reserve(handle.fileno(), ends[file])
+                handle.flush()
+                os.fsync(handle.fileno())
         if self._index is not None:
             write_text(self.folder / INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
 
@@ -142,6 +194,6 @@ class Shards:
             with open(self.folder / file, "r+b") as handle:
                 for offset, value in parts:
                     handle.seek(offset)
-                    handle.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                    handle.write(_bytes(value))
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -17,7 +17,7 @@ from hubprune.inputs import InputSink
 from hubprune.replay import Batch, GradientSink, Replay
 
 Sinks = Sequence[InputSink]
-Finish = Callable[[int, dict[str, torch.Tensor]], None]
+Finish = Callable[[int, Mapping[str, Kept]], None]
 
 
 @dataclass
@@ -59,7 +59,8 @@ class Sweeps:
         for position, token_ids in enumerate(batches):
             batch, hidden = self.replay.open(token_ids)
             stream.batches.append(batch)
-            stream.front.append(self.activations.keep(front[position] if front else hidden))
+            # Copied, as a tensor in a file may lie at an address at which sums are taken in another order.
+            stream.front.append(self.activations.keep(front[position].clone() if front else hidden))
         return stream
 
     def forward(
@@ -151,21 +152,18 @@ class Sweeps:
                         call = stream.batches[position].calls[index]
                         below = self.replay.backward(index, call, boundary, gradient, self.by_block[index], sink)
                         stream.front[position] = self.activations.keep(below)
-                finish(index, named_fronts(streams))
+                finish(index, named_fronts(streams) if index else {})
 
     def _here(self, index: int, kept: Sequence[Kept]) -> Iterator[torch.Tensor]:
         return on_device(kept, self.replay.weights.device(index))
 
 
-def named_fronts(streams: Streams) -> dict[str, torch.Tensor]:
+def named_fronts(streams: Streams) -> dict[str, Kept]:
     """Give every tensor of all fronts a name of its own: ``corpus.position``."""
-    return {
-        f"{name}.{place}": kept.tensor() for name, stream in streams.items() for place, kept in enumerate(stream.front)
-    }
+    return {f"{name}.{place}": kept for name, stream in streams.items() for place, kept in enumerate(stream.front)}
 
 
 def front_of(name: str, named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """A corpus' part of what ``named_fronts`` gave, in order."""
     count = sum(key.rpartition(".")[0] == name for key in named)
-    # Copied, as a tensor read from a file may lie at an address at which sums are taken in another order.
-    return [named[f"{name}.{place}"].clone() for place in range(count)]
+    return [named[f"{name}.{place}"] for place in range(count)]

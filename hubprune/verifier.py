@@ -10,9 +10,9 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -47,12 +47,11 @@ RELOAD_TIMEOUT = 3600  # seconds
 
 # Runs in a process of its own, where nothing of this library is loaded: what a stranger's plain transformers does.
 _RELOAD = """
-import json, os, sys, tempfile
+import json, sys
 import torch
 from transformers import AutoModelForCausalLM
-folder, ids, size, trust, places = json.loads(sys.argv[1])
-offload = tempfile.TemporaryDirectory(dir=os.path.dirname(folder))
-placed = {"device_map": places, "offload_folder": offload.name} if places else {}
+folder, ids, size, trust, places, offload = json.loads(sys.argv[1])
+placed = {"device_map": places, "offload_folder": offload} if places else {}
 model, info = AutoModelForCausalLM.from_pretrained(
     folder, dtype="auto", trust_remote_code=trust, local_files_only=True, output_loading_info=True, **placed
 )
@@ -106,7 +105,9 @@ class _Saved:
         self.folder = folder
         self.report = report
         self.trust_remote_code = trust_remote_code
-        self._offload: tempfile.TemporaryDirectory[str] | None = None
+        place = folder.resolve()
+        # One name, so that what a killed check leaves is gone after the next.
+        self.offload = place.parent / f".{place.name}-verify"
 
     @property
     def weight_files(self) -> list[Path]:
@@ -124,9 +125,7 @@ class _Saved:
     @functools.cached_property
     def weights(self) -> Weights:
         """The reloaded model, its blocks on disk: what is checked need not fit into memory."""
-        if self._offload is None:
-            self._offload = tempfile.TemporaryDirectory(prefix=".verify-", dir=self.folder.resolve().parent)
-        return weights_of(self.opening.weights_on_disk(self._offload.name))
+        return weights_of(self.opening.weights_on_disk(self.offload))
 
     @functools.cached_property
     def matrices(self) -> list[tuple[MatrixFacts, Matrix]]:
@@ -150,9 +149,7 @@ class _Saved:
         """Drop the reloaded model."""
         for name in ("matrices", "weights"):
             self.__dict__.pop(name, None)
-        if self._offload is not None:
-            self._offload.cleanup()
-            self._offload = None
+        shutil.rmtree(self.offload, ignore_errors=True)
 
 
 def _some(items: list[str], limit: int = 3) -> str:
@@ -265,7 +262,8 @@ def _check_reload(saved: _Saved) -> str:
     if sum(path.stat().st_size for path in saved.weight_files) > free_memory():
         places = blocks_on_disk(saved.opening.outline)
     folder = str(saved.folder.resolve())
-    request = json.dumps([folder, probe.token_ids, len(probe.logits), saved.trust_remote_code, places])
+    offload = str(saved.offload)
+    request = json.dumps([folder, probe.token_ids, len(probe.logits), saved.trust_remote_code, places, offload])
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

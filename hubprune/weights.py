@@ -129,6 +129,7 @@ class StreamedWeights(Weights):
         self._hooked = True
         return_memory_at_once()
         self._device = next(p.device for p in model.parameters() if not p.is_meta)
+        self._stream: torch.cuda.Stream | None = None
         self._coming: tuple[int, Future[Any]] | None = None
         # Reading from disk releases Python's lock, so a thread reads and copies while the GPU computes.
         self._reader = ThreadPoolExecutor(1) if self._device.type == "cuda" else None
@@ -150,13 +151,13 @@ class StreamedWeights(Weights):
         if self._reader is not None and following is not None:
             self._coming = following, self._reader.submit(self._fetch, following)
         for name in names:
-            set_module_tensor_to_device(block, name, self._device, value=found.pop(name))
+            set_module_tensor_to_device(block, name, self._device, value=found.pop(name), clear_cache=False)
         block.requires_grad_(False)
         try:
             yield block
         finally:
             for name in names:
-                set_module_tensor_to_device(block, name, "meta")
+                set_module_tensor_to_device(block, name, "meta", clear_cache=False)
 
     def device(self, index: int) -> torch.device:
         """Where a block runs: where the rest of the model is."""
@@ -167,20 +168,24 @@ class StreamedWeights(Weights):
         if coming is not None:
             found, copied = coming[1].result()
             if coming[0] == index:
-                torch.cuda.current_stream(self._device).wait_event(copied)
+                stream = torch.cuda.current_stream(self._device)
+                stream.wait_event(copied)
+                for value in found.values():
+                    value.record_stream(stream)  # its memory is not used for another copy before this stream is done
                 return found
         return {name: self._source[f"{self.prefix}.{index}.{name}"] for name in names}
 
     def _fetch(self, index: int) -> tuple[dict[str, torch.Tensor], Any]:
         """Copy a block to the GPU on a stream of its own; runs in the reader's thread."""
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._stream):
             found = {
                 name: self._source[f"{self.prefix}.{index}.{name}"].pin_memory().to(self._device, non_blocking=True)
                 for name, parameter in self.blocks[index].named_parameters()
                 if parameter.is_meta
             }
-            return found, stream.record_event()
+            return found, self._stream.record_event()
 
 
 def weights_of(model: PreTrainedModel | Weights) -> Weights:

@@ -17,19 +17,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hubprune import ranks
+from hubprune.activations import Kept
 from hubprune.errors import OutputError, UsageError
-from hubprune.report import write_text
-from hubprune.shards import Shards
+from hubprune.report import sync_folder, write_text
+from hubprune.shards import Shards, write_tensors
 
 PROGRESS = "progress.json"
 FINGERPRINT = "fingerprint.json"
@@ -67,7 +69,7 @@ class Journal:
         block: int,
         note: Note,
         *,
-        front: Mapping[str, torch.Tensor],
+        front: Mapping[str, Kept],
         masks: Mapping[str, torch.Tensor] | None = None,
         weights: Named | None = None,
     ) -> None:
@@ -115,14 +117,15 @@ class WorkFolder(Journal):
     @property
     def worth_keeping(self) -> bool:
         """Whether anything is finished that would take long to do again."""
-        return bool(self._progress["stages"] or self.fact("base") or self.fact("saved"))
+        return bool(any(self._progress["stages"].values()) or self.fact("base") or self.fact("saved"))
 
     @property
     def story(self) -> str:
         """What an earlier run has finished, in one sentence; empty where there was none."""
         if self.fact("saved"):
             return f"Going on with the run in {self.folder}: the model is finished."
-        done = ", ".join(f"{len(notes)} blocks ({stage})" for stage, notes in self._progress["stages"].items())
+        stages = self._progress["stages"].items()
+        done = ", ".join(f"{len(notes)} blocks ({stage})" for stage, notes in stages if notes)
         if done or self._progress["facts"]:
             return f"Going on with the run in {self.folder}: {done or 'no block is finished yet'}."
         return ""
@@ -135,8 +138,7 @@ class WorkFolder(Journal):
             raise OutputError(
                 f"only one run at a time works in {self.folder}, and one is at work: wait for it, or write elsewhere"
             ) from None
-        if fresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear(only_left=not fresh)
         known = self.folder / FINGERPRINT
         if known.is_file():
             changed = _difference(json.loads(known.read_text(encoding="utf-8")), fingerprint)
@@ -147,9 +149,21 @@ class WorkFolder(Journal):
                     "finish it, or start over (--fresh, fresh=True)"
                 )
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         self.folder.mkdir()
         write_text(known, json.dumps(fingerprint, indent=1) + "\n")
+
+    def _clear(self, *, only_left: bool = False) -> None:
+        """Remove the folder: it goes at once under its name, and then file by file.
+
+        Args:
+            only_left: Remove only what an earlier removal left that was killed.
+        """
+        gone = self.folder.with_name(f"{self.folder.name}-gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        if not only_left and self.folder.exists():
+            self.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def lay_out(self, shards: Shards, outside: Named) -> None:
         """Lay out the files of the result, and write what lies outside the blocks.
@@ -165,6 +179,25 @@ class WorkFolder(Journal):
             shards.write(outside)
         ranks.wait()
         self.remember("laid out", True)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Path]:
+        """Give an empty folder whose files then replace those of ``model`` that have their names, one by one."""
+        staged = self.folder / "record"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        yield staged
+        for path in staged.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as handle:
+                    os.fsync(handle.fileno())
+        for path in staged.iterdir():
+            place = self.model / path.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            path.replace(place)
+        self.model.chmod(0o755)
+        sync_folder(self.model)
 
     def fact(self, name: str) -> Any:
         """What was remembered under a name, None for nothing."""
@@ -206,7 +239,7 @@ class WorkFolder(Journal):
         block: int,
         note: Note,
         *,
-        front: Mapping[str, torch.Tensor],
+        front: Mapping[str, Kept],
         masks: Mapping[str, torch.Tensor] | None = None,
         weights: Named | None = None,
     ) -> None:
@@ -218,10 +251,11 @@ class WorkFolder(Journal):
         notes = self._progress["stages"].setdefault(stage, [])
         count = len(notes) + 1
         if front:
-            _save(dict(front), self._front(stage, count))
+            write_tensors(self._front(stage, count), front)
         if ranks.rank() == 0:
             if masks is not None:
-                _save({name: _packed(mask) for name, mask in masks.items()}, self._masks(block))
+                bits = {name: _packed(mask) for name, mask in masks.items()}
+                write_tensors(self._masks(block), {name: Kept(each, None, each) for name, each in bits.items()})
             if weights is not None:
                 assert self._shards is not None  # laid out before the first block
                 self._shards.write(weights)
@@ -229,14 +263,16 @@ class WorkFolder(Journal):
         notes.append(note)
         self._write_progress()
         ranks.wait()
-        self._front(stage, count - 1).unlink(missing_ok=True)
+        for path in self.folder.glob(f"front-*-{ranks.rank()}.safetensors"):
+            if path != self._front(stage, count):
+                path.unlink()
 
     def remove(self) -> None:
         """Remove the folder, once the result is where it belongs."""
         if ranks.rank() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.release()
+            self._clear()
             Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def __enter__(self) -> WorkFolder:
         return self
@@ -257,15 +293,6 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where} was {old!r} and is {new!r}"
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a file of our own, whole or not at all."""
-    temporary = path.with_suffix(".new")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
 
 
 def _packed(mask: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,8 @@ MOMENTS: list[tuple[Any, str]] = [
     (Path, "rename"),
     (runs.Shards, "create"),
     (runs.Shards, "write"),
+    (runs.saving, "write_config"),
+    (runs.saving, "complete"),
     (huggingface_hub.HfApi, "create_repo"),
     (huggingface_hub.HfApi, "create_commit"),
 ]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from hubprune import ranks
 from hubprune.demo import GENERAL_ID, MEDICAL_ID, MODEL_ID
+from tests.families import build
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +140,54 @@ def test_a_process_that_dies_ends_the_run_with_a_clear_message() -> None:
     assert (survivor.returncode, victim.returncode) == (2, 9)
     assert "process 0 cannot add up statistics with the others, one of them has ended" in said
     assert "start the run again" in said
+
+
+# What every process runs: prune a model by its name into a folder; one process may end after some blocks.
+FOLDER_WORK = """
+import os, sys
+from hubprune import PruningConfig, prune, ranks
+from hubprune.errors import ProcessError
+from hubprune.work import WorkFolder
+from tests.families import token_ids
+
+base, out, victim = sys.argv[1:4]
+ranks.start()
+finish, done = WorkFolder.finish, []
+
+def counted(self, *given, **named):
+    finish(self, *given, **named)
+    done.append(1)
+    if str(ranks.rank()) == victim and len(done) == 2:
+        os._exit(9)
+
+WorkFolder.finish = counted
+corpora = {"general": token_ids(5, 12), "domain": token_ids(5, 12, seed=1)}
+try:
+    prune(base, None, PruningConfig("d-pruner"), corpora, out=out, evaluation=None, progress=False)
+    print(len(done), "blocks")
+except ProcessError as error:
+    print(error)
+    os._exit(2)
+ranks.finish()
+"""
+
+
+def test_a_run_that_lost_a_process_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "base")
+
+    def go(out: str, victim: str = "") -> tuple[list[int], list[str]]:
+        started = start(FOLDER_WORK, 2, str(tmp_path / "base"), str(tmp_path / out), victim)
+        said = [process.communicate(timeout=120)[0] for process in started]
+        return [process.returncode for process in started], said
+
+    assert go("whole")[0] == [0, 0]
+    codes, said = go("lost", victim="1")
+    assert codes == [2, 9], said
+    assert "one of them has ended" in said[0]
+    codes, said = go("lost")
+    assert codes == [0, 0], said
+    assert "1 blocks" in said[0]  # two of three were finished
+    assert (tmp_path / "lost/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_too_little_text_for_so_many_processes_is_refused() -> None:

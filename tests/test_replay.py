@@ -184,6 +184,24 @@ def test_float16_gradients_do_not_underflow():
         assert error < 0.02, name
 
 
+def test_half_precision_runs_in_float32_on_a_cpu_without_copies_of_what_is_not_running():
+    model = build("llama", torch.bfloat16)
+    with Replay(model) as replay, replay.head(), replay.block(1):
+        assert replay.dtype == torch.float32
+        assert set(replay._head) == {"model.norm.weight", "lm_head.weight"}
+        assert set(replay._copies) == {name for name, _ in model.model.layers[1].named_parameters()}
+        batch, hidden = replay.open(token_ids(1, 8))
+        assert replay.forward(1, batch.calls[1], hidden).dtype == hidden.dtype == torch.float32
+    assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+def test_wider_weights_among_narrow_ones_stay_as_they_are():
+    model = build("llama", torch.bfloat16)
+    model.model.layers[0].input_layernorm.float()
+    with Replay(model, torch.bfloat16) as replay, replay.block(0):
+        assert replay._copies == {}
+
+
 def test_nan_is_reported_with_its_block():
     model = build("llama")
     with torch.no_grad():

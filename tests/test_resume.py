@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM
 
-from hubprune import PruningConfig, flow, prune, runs
+from hubprune import PruningConfig, flow, prune, runs, verifier
 from hubprune.criteria.magnitude import Magnitude
 from hubprune.errors import CorpusError, OutputError, UsageError
 from hubprune.footprint import peak_memory
@@ -77,8 +77,9 @@ CORPORA = {"general": token_ids(4, 24, seed=1), "domain": token_ids(4, 24, seed=
 
 
 @pytest.fixture
-def base(tmp_path):
-    """A tiny base model's folder."""
+def base(tmp_path, monkeypatch):
+    """A tiny base model's folder; results are checked without a fresh process, which takes seconds each time."""
+    monkeypatch.delitem(verifier.CHECKS, "reload")
     build("llama").save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -125,6 +126,55 @@ def test_a_full_disk_loses_nothing(base, tmp_path, monkeypatch):
     assert set(seen) == {0}  # blocks 2 and 1 were finished
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert not (tmp_path / ".out-run").exists()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 5])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PruningConfig("d-pruner", application="compensate"),
+        PruningConfig("d-pruner", scope="model"),
+        PruningConfig("magnitude", scope="model"),
+        PruningConfig("wanda", scope="model", application="compensate"),
+        PruningConfig("wanda", pattern="2:4"),
+    ],
+    ids=lambda config: f"{config.method}-{config.scope or config.pattern}-{config.application}",
+)
+def test_every_kind_of_run_goes_on_to_the_same_bytes(base, config, blocks, tmp_path, monkeypatch):
+    expected = go(base, config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, blocks)
+        try:
+            go(base, config, out=tmp_path / "out")
+        except OutputError:
+            assert (tmp_path / ".out-run").is_dir()
+    report = go(base, config, out=tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert report.matrices == expected.matrices
+
+
+def test_a_run_that_lost_its_place_is_refused(base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(OutputError):
+            go(base, PruningConfig("wanda"), out=tmp_path / "out")
+    for path in (tmp_path / ".out-run").glob("front-*"):
+        path.unlink()
+    with pytest.raises(OutputError, match="has lost what its sequences look like.*start over"):
+        go(base, PruningConfig("wanda"), out=tmp_path / "out")
+
+
+def test_damaged_files_of_the_base_are_named(base, tmp_path):
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="damaged.*download them again"):
+        go(base, out=tmp_path / "out")
+
+
+def test_a_pruned_base_is_not_pruned_again(base, tmp_path):
+    go(base, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="already pruned"):
+        go(tmp_path / "out", out=tmp_path / "again")
 
 
 def test_an_unfinished_run_about_something_else_is_refused_unless_it_is_given_up(base, tmp_path, monkeypatch):

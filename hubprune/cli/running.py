@@ -11,7 +11,7 @@ from hubprune import flow, publisher, ranks, runs, saving
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
-from hubprune.errors import UsageError
+from hubprune.environment import free_gpu_memory
 from hubprune.estimate import choose
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
@@ -37,7 +37,6 @@ def _run(request: Request, *, progress: bool) -> None:
     if request.out is not None:
         ranks.in_first(lambda: saving.check_output(Path(str(request.out))))
     base = Opening(request.base, request.revision, request.loading)
-    _refuse_pruned(base)
     outline = flow.draw(base, request.config)
     is_new = request.push is not None and publisher.check_push(
         request.push,
@@ -57,7 +56,8 @@ def _run(request: Request, *, progress: bool) -> None:
     if request.dry_run:
         ranks.in_first(lambda: tables.show(tables.plan(request, plan, outline, is_new)))
         return
-    choice = choose(peak_memory(plan), request.max_memory, request.activation_budget)
+    room = request.max_memory, request.activation_budget, free_gpu_memory(base.gpus)
+    choice = ranks.from_first(lambda: choose(peak_memory(plan), *room))
     ranks.in_first(lambda: tables.warn(plan.warnings))
     ranks.in_first(lambda: _say(("Streaming: " if choice.streamed else "In memory: ") + choice.reason))
     folder = request.out if request.out is not None else _waiting_room(str(request.push)) / "model"
@@ -74,7 +74,7 @@ def _run(request: Request, *, progress: bool) -> None:
                 progress=progress,
             )
         except BaseException:
-            if work.worth_keeping:
+            if work.worth_keeping and ranks.rank() == 0:
                 _say(f"What is finished is kept in {work.folder}: repeat the command to go on.")
             raise
         ranks.in_first(lambda: _deliver(folder, plan, request))
@@ -104,14 +104,6 @@ def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
         verify(folder, trust_remote_code=plan.base.keywords["trust_remote_code"])
         rewrite_card(folder, None)
     tables.show(*tables.result(PruningReport.load(folder), places))
-
-
-def _refuse_pruned(base: Opening) -> None:
-    done = getattr(base.config, "hubprune", None)
-    if done:
-        raise UsageError(
-            f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
-        )
 
 
 def _push(folder: Path, repo_id: str, request: Request) -> str:
