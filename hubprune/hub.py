@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Token = str | bool | None
 
 README = "README.md"
+# Weight files that transformers looks for; a repository may hold the same weights in other files besides.
+LOADED = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 # Readers of datasets by suffix; a compressed file has .gz behind it.
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # Rows of a stream that are mixed before the first is handed out: enough to leave the order of the file, few enough to
@@ -190,29 +192,36 @@ def read_report(
 
 
 def missing_bytes(
-    repo: ResolvedRepo, *, token: Token = None, api: HfApi | None = None, cache_dir: str | Path | None = None, **_: Any
+    repo: ResolvedRepo,
+    *,
+    token: Token = None,
+    api: HfApi | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> int:
-    """Bytes of a model's weight files that are still to be downloaded; 0 where the network is switched off.
+    """Bytes of the weight files that transformers loads a model from and that are still to be downloaded.
 
     Args:
         repo: The model.
         token: Token of the Hub.
         api: Client to use instead of one made from ``token``.
         cache_dir: The client's cache; None for its usual one.
+        local_files_only: Whether nothing is downloaded; then it is 0, as where the network is switched off.
 
     Raises:
         AccessError, OfflineError: As ``resolve_model``.
     """
     from huggingface_hub import is_offline_mode
 
-    if repo.local or is_offline_mode():
+    if repo.local or local_files_only or is_offline_mode():
         return 0
     api = api or make_api(token)
     with hub_errors("read", repo.repo_id, api=api):
         info = api.model_info(repo.repo_id, revision=repo.commit, files_metadata=True)
     there = _cache(repo.repo_id, "model", cache_dir) / "snapshots" / str(repo.commit)
-    weights = [file for file in info.siblings or () if file.rfilename.endswith(".safetensors")]
-    return sum(file.size or 0 for file in weights if not (there / file.rfilename).exists())
+    files = [file for file in info.siblings or () if LOADED.fullmatch(file.rfilename)]
+    safe = [file for file in files if file.rfilename.endswith(".safetensors")]
+    return sum(file.size or 0 for file in safe or files if not (there / file.rfilename).exists())
 
 
 def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = None) -> bool:

@@ -19,7 +19,7 @@ from hubprune.activations import Activations
 from hubprune.config import CORPUS_KEYWORDS, PruningConfig, parse_size
 from hubprune.criterion import Criterion
 from hubprune.errors import UsageError
-from hubprune.estimate import choose
+from hubprune.estimate import Estimate, choose, estimate
 from hubprune.flow import Plan
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
@@ -245,23 +245,74 @@ def prune(
         raise UsageError(f"a model by its name is pruned into a folder and needs {what}")
     limit, budget = parse_size(max_memory, "max_memory"), parse_size(activation_budget, "activation_budget")
     saving.check_output(out)
-    settings = {name: keywords.pop(name) for name in CORPUS_KEYWORDS if name in keywords}
-    base = Opening(os.fspath(model), keywords.pop("revision", None), keywords)
-    plan = flow.prepare(
-        base,
+    run = _prepared(model, tokenizer, config, corpora, evaluation, progress, keywords)
+    card = environment.free_gpu_memory(run.base.gpus)
+    choice = ranks.from_first(lambda: choose(peak_memory(run), limit, budget, card))
+    logger.info("%s.", choice)
+    target = Path(out)
+    with WorkFolder(work_folder(target), fingerprint(run), fresh=fresh) as work:
+        produce(run, target, work, streamed=choice.streamed, activation_budget=choice.budget, progress=progress)
+        ranks.in_first(lambda: verify(target, trust_remote_code=run.base.keywords["trust_remote_code"]))
+        work.remove()
+    return PruningReport.load(target)
+
+
+def plan(
+    model: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: PruningConfig | None = None,
+    corpora: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
+    max_memory: int | str | None = None,
+    activation_budget: int | str | None = None,
+    evaluation: str | Mapping[str, Any] | None = "auto",
+    **keywords: Any,
+) -> Estimate:
+    """Estimate what ``prune`` takes with the same arguments, for a model by its name: download, disk, memory, time.
+
+    The text is read, and one block with random weights is pruned to take the time. Nothing large is downloaded.
+
+    Args:
+        model: Its repository or folder.
+        tokenizer: Its tokenizer, None for its own.
+        config: What to prune and how.
+        corpora: Calibration text by name.
+        progress: Whether to show progress bars.
+        max_memory: Memory that the run may take.
+        activation_budget: Host memory for activations.
+        evaluation: Held-out text.
+        keywords: As for ``prune``; ``out`` and ``fresh`` are passed over.
+
+    Returns:
+        The estimate; ``str(estimate.choice)`` says where the blocks will be, and why.
+
+    Raises:
+        ConfigError: The request breaks a rule, or not even one block fits into ``max_memory``.
+        CorpusError, UnsupportedModelError, AccessError, NotFoundError, OfflineError: As for ``prune``.
+    """
+    limit, budget = parse_size(max_memory, "max_memory"), parse_size(activation_budget, "activation_budget")
+    more = {name: value for name, value in keywords.items() if name not in ("out", "fresh")}
+    return estimate(_prepared(model, tokenizer, config, corpora, evaluation, progress, more), limit, budget)
+
+
+def _prepared(
+    model: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: PruningConfig | None,
+    corpora: Mapping[str, Any] | None,
+    evaluation: str | Mapping[str, Any] | None,
+    progress: bool,
+    keywords: Mapping[str, Any],
+) -> Plan:
+    """Check the request of a model by its name, and read its text."""
+    loading = {name: value for name, value in keywords.items() if name not in (*CORPUS_KEYWORDS, "revision")}
+    return flow.prepare(
+        Opening(os.fspath(model), keywords.get("revision"), loading),
         config or PruningConfig(),
         corpora or {},
-        settings=settings,
+        settings={name: keywords[name] for name in CORPUS_KEYWORDS if name in keywords},
         evaluation=evaluation,
         tokenizer=tokenizer,
         progress=progress,
     )
-    card = environment.free_gpu_memory(base.gpus)
-    choice = ranks.from_first(lambda: choose(peak_memory(plan), limit, budget, card))
-    logger.info("Streaming: %s." if choice.streamed else "In memory: %s.", choice.reason)
-    target = Path(out)
-    with WorkFolder(work_folder(target), fingerprint(plan), fresh=fresh) as work:
-        produce(plan, target, work, streamed=choice.streamed, activation_budget=choice.budget, progress=progress)
-        ranks.in_first(lambda: verify(target, trust_remote_code=base.keywords["trust_remote_code"]))
-        work.remove()
-    return PruningReport.load(target)

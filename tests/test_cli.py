@@ -521,6 +521,26 @@ def test_folder_without_room_and_broken_weights_are_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_plan_says_what_a_run_would_take_and_downloads_no_weights(call: Call, world: Any) -> None:
+    code, out, err = call("plan", BASE, "--method", "magnitude", "--max-memory", "64GiB", "--eval", "none")
+    assert code == 0, err
+    for row in ("download +[0-9.]+ (KiB|MiB)", "disk +[0-9.]+ MiB", "memory +.* in memory, .* streamed"):
+        assert re.search(f"^  {row}", out, re.MULTILINE), out
+    assert "In memory: the whole model in memory takes about" in out
+    assert re.search(r"^  time +about \d+ s on this machine", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_dry_run_says_where_the_blocks_would_be(call: Call, world: Any) -> None:
+    code, out, err = call("prune", BASE, "--method", "magnitude", "--eval", "none", "--dry-run")
+    assert code == 0, err
+    assert "In memory: the whole model in memory takes about" in out
+    assert "max_memory must hold one block" in line(
+        call("prune", BASE, "--method", "magnitude", "--eval", "none", "--dry-run", "--max-memory", "1MB")
+    )
+
+
 # A whole run
 
 

@@ -11,7 +11,7 @@ from hubprune.cli.folder import card, push, verify
 from hubprune.cli.measure import evaluate
 from hubprune.cli.offline import demo, serve
 from hubprune.cli.options import option_name
-from hubprune.cli.prune import prune
+from hubprune.cli.prune import plan, prune
 from hubprune.cli.tables import methods
 
 # Options are recognised with underscores and under the names that other libraries give them.
@@ -23,6 +23,7 @@ def build() -> typer.Typer:
     app = typer.Typer(add_completion=False)
     app.callback(invoke_without_command=True)(root)
     app.command("prune", context_settings=FORGIVING)(prune)
+    app.command("plan", context_settings=FORGIVING)(plan)
     app.command("methods")(methods)
     app.command("eval", context_settings=FORGIVING)(evaluate)
     app.command("push", context_settings=FORGIVING)(push)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,8 +201,25 @@ def prune(
     run(request)
 
 
-def read_request(ctx: typer.Context) -> Request:
+@functools.wraps(prune, assigned=("__module__", "__annotations__"))
+def plan(ctx: typer.Context, **_: Any) -> None:
+    """Say what hubprune prune takes with the same options: download, disk, memory, and time on this machine.
+
+    To take the time, one block with random weights is pruned. Nothing large is downloaded and nothing is written;
+    options of the result are passed over.
+    """
+    request = read_request(ctx, to_keep=False)
+    from hubprune.cli.running import forecast
+
+    forecast(request)
+
+
+def read_request(ctx: typer.Context, *, to_keep: bool = True) -> Request:
     """Turn the options into a request, and refuse what can be refused without the network.
+
+    Args:
+        ctx: The command's context.
+        to_keep: Whether there is going to be a result.
 
     Raises:
         ConfigError: An option breaks a rule, or a text that the method needs is missing.
@@ -217,13 +235,8 @@ def read_request(ctx: typer.Context) -> Request:
     settings = {name: given[name] for name in CORPUS_OPTIONS}
     corpora = {name: parse_corpus(given[name], **settings) for name in CORPUS_NAMES if given[name] is not None}
     config.check_corpora(tuple(corpora))
-    if given["out"] is None and given["push"] is None and not given["dry_run"]:
-        raise UsageError("the result would be lost: give --out DIR or --push REPO, or --dry-run to check only")
-    if given["timeout"] is not None and given["job"] is None:
-        raise UsageError("--timeout goes with --job FLAVOR: give it")
-    asked = [name for name in PUBLISHING if given[name] not in (None, False)]
-    if asked and given["push"] is None:
-        raise UsageError(f"{', '.join('--' + option_name(name) for name in asked)} goes with --push REPO: give it")
+    if to_keep:
+        _check_end(given)
     loading = {name: given[name] for name in LOADING if given[name] not in (None, False)}
     return Request(
         base=given["base"],
@@ -241,6 +254,17 @@ def read_request(ctx: typer.Context) -> Request:
         fresh=given["fresh"],
         dry_run=given["dry_run"],
     )
+
+
+def _check_end(given: Mapping[str, Any]) -> None:
+    """Refuse options of the result that go with one that is not there."""
+    if given["out"] is None and given["push"] is None and not given["dry_run"]:
+        raise UsageError("the result would be lost: give --out DIR or --push REPO, or --dry-run to check only")
+    if given["timeout"] is not None and given["job"] is None:
+        raise UsageError("--timeout goes with --job FLAVOR: give it")
+    asked = [name for name in PUBLISHING if given[name] not in (None, False)]
+    if asked and given["push"] is None:
+        raise UsageError(f"{', '.join('--' + option_name(name) for name in asked)} goes with --push REPO: give it")
 
 
 def merged(ctx: typer.Context) -> dict[str, Any]:

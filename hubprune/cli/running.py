@@ -7,12 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from hubprune import flow, publisher, ranks, runs, saving
+from hubprune import environment, flow, publisher, ranks, runs, saving
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
 from hubprune.environment import free_gpu_memory
-from hubprune.estimate import choose
+from hubprune.estimate import Estimate, choose, estimate
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
@@ -33,6 +33,19 @@ def run(request: Request) -> None:
         ranks.finish()
 
 
+def forecast(request: Request) -> None:
+    """Say what a request would take.
+
+    Raises:
+        HubPruneError: The request is refused, or does not fit into memory.
+    """
+    base = Opening(request.base, request.revision, request.loading)
+    outline = flow.draw(base, request.config)
+    plan = _prepare(base, request, progress=sys.stderr.isatty())
+    found = estimate(plan, request.max_memory, request.activation_budget)
+    tables.show(tables.forecast(plan, outline, found, environment.hardware()["threads"]))
+
+
 def _run(request: Request, *, progress: bool) -> None:
     if request.out is not None:
         ranks.in_first(lambda: saving.check_output(Path(str(request.out))))
@@ -45,21 +58,14 @@ def _run(request: Request, *, progress: bool) -> None:
         token=request.publishing["token"],
         create_pr=request.publishing["create_pr"],
     )
-    plan = flow.prepare(
-        base,
-        request.config,
-        request.corpora,
-        settings=request.settings,
-        evaluation=request.evaluation,
-        progress=progress,
-    )
+    plan = _prepare(base, request, progress=progress)
     if request.dry_run:
-        ranks.in_first(lambda: tables.show(tables.plan(request, plan, outline, is_new)))
+        ranks.in_first(lambda: _say_what_would_be(request, plan, outline, bool(is_new)))
         return
     room = request.max_memory, request.activation_budget, free_gpu_memory(base.gpus)
     choice = ranks.from_first(lambda: choose(peak_memory(plan), *room))
     ranks.in_first(lambda: tables.warn(plan.warnings))
-    ranks.in_first(lambda: _say(("Streaming: " if choice.streamed else "In memory: ") + choice.reason))
+    ranks.in_first(lambda: _say(str(choice)))
     folder = request.out if request.out is not None else _waiting_room(str(request.push)) / "model"
     with WorkFolder(runs.work_folder(folder), runs.fingerprint(plan), fresh=request.fresh) as work:
         ranks.in_first(lambda: _say(work.story))
@@ -81,6 +87,18 @@ def _run(request: Request, *, progress: bool) -> None:
         work.remove()
         if request.out is None:
             ranks.in_first(lambda: shutil.rmtree(folder.parent, ignore_errors=True))
+
+
+def _prepare(base: Opening, request: Request, *, progress: bool) -> flow.Plan:
+    """Check a request and read its text."""
+    return flow.prepare(
+        base,
+        request.config,
+        request.corpora,
+        settings=request.settings,
+        evaluation=request.evaluation,
+        progress=progress,
+    )
 
 
 def _say(sentence: str) -> None:

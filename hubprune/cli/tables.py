@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hubprune.cli.prune import Request
+    from hubprune.estimate import Estimate
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.report import CorpusFacts, Perplexity, PruningReport, Verification
@@ -56,17 +57,45 @@ def _needs(method: Method) -> str:
     return " and ".join(method.corpora) + " text" if method.corpora else "no text"
 
 
-def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
+def dry_run(request: Request, plan: Plan, outline: Outline, found: Estimate, is_new: bool) -> Table:
     """What a run would do.
 
     Args:
         request: What was asked for.
         plan: The run, text read.
         outline: What is known of the model.
+        found: What it would take.
         is_new: Whether the repository to push to would be created.
     """
-    config = request.config
-    rows = [
+    rows = [*_run(plan, outline), *_needs_of(found)]
+    if request.out is not None:
+        rows.append(("would write", str(request.out)))
+    if request.push is not None:
+        what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
+        rows.append((what, f"{request.push}, {_kind(is_new)}"))
+    return _facts([*rows, *_warnings(plan.warnings)], "Nothing was pruned (--dry-run)")
+
+
+def forecast(plan: Plan, outline: Outline, found: Estimate, threads: int) -> Table:
+    """What a run would take.
+
+    Args:
+        plan: The run, text read.
+        outline: What is known of the model.
+        found: What it would take.
+        threads: Threads that torch uses.
+    """
+    machine = f"this machine ({threads} thread{'s' if threads > 1 else ''})"
+    time = ("time", f"about {_duration(found.seconds or 0.0)} on {machine}, without download and evaluation")
+    return _facts(
+        [*_run(plan, outline), *_needs_of(found), time, *_warnings(plan.warnings)],
+        "What the run would take (estimated; one random block was pruned)",
+    )
+
+
+def _run(plan: Plan, outline: Outline) -> list[tuple[str, str]]:
+    config = plan.config
+    return [
         ("base", _base(plan.base.repo.repo_id, plan.base.repo.commit)),
         ("architecture", f"{outline.facts.architecture}, {outline.parameters:,} parameters"),
         ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
@@ -77,12 +106,33 @@ def plan(request: Request, plan: Plan, outline: Outline, is_new: bool) -> Table:
         *((f"{name} text", _text(corpus.facts)) for name, corpus in plan.corpora.items()),
         *((f"evaluation on {label}", _text(corpus.facts)) for label, corpus in plan.evaluation.items()),
     ]
-    if request.out is not None:
-        rows.append(("would write", str(request.out)))
-    if request.push is not None:
-        what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
-        rows.append((what, f"{request.push}, {_kind(is_new)}"))
-    return _facts([*rows, *(("warning", sentence) for sentence in plan.warnings)], "Nothing was pruned (--dry-run)")
+
+
+def _needs_of(found: Estimate) -> list[tuple[str, str]]:
+    from hubprune.card import size
+
+    memory, budget = found.memory, found.choice.budget
+    return [
+        ("download", size(found.download) if found.download else "nothing, the weights are here"),
+        ("disk", f"{size(found.disk)} for the result and the work folder"),
+        ("memory", f"{size(memory.resident(budget))} in memory, {size(memory.streamed(budget))} streamed"),
+        ("would run", str(found.choice)),
+    ]
+
+
+def _warnings(sentences: Iterable[str]) -> list[tuple[str, str]]:
+    return [("warning", sentence) for sentence in sentences]
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, as exact as an estimate is."""
+    if seconds < 1:
+        return "1 s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def job(plan: JobPlan, push: str, is_new: bool) -> Table:
@@ -128,7 +178,7 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         ("peak memory", memory),
         *places.items(),
         *([("verified", _verified(report.verification))] if report.verification is not None else []),
-        *(("warning", sentence) for sentence in report.warnings),
+        *_warnings(report.warnings),
     ]
     return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
 
