@@ -90,7 +90,6 @@ def choose(memory: Memory, limit: int | None, budget: int | None = None, card: i
         memory: Peak memory of the run.
         limit: Bytes a process may take; None for its share of what is free.
         budget: Bytes of host memory for activations; None for what the rest leaves.
-
         card: Bytes free on the GPUs that the model goes to; None where it runs on the CPU.
 
     Raises:

@@ -12,12 +12,14 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from hubprune.architecture import find_blocks, find_matrices, max_length
 from hubprune.calibration import Corpus
@@ -122,6 +124,10 @@ class _Probe:
         """Seconds for one block of the model and some tokens of each text."""
         config = _one_block(self.base.config, halvings)
         assert config is not None  # asked before
+        with _quiet():
+            return self._prune(config, halvings, tokens)
+
+    def _prune(self, config: PretrainedConfig, halvings: int, tokens: int) -> float:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model: Any = self._build(config)
@@ -134,6 +140,17 @@ class _Probe:
         started = time.perf_counter()
         prune(model, None, self.config, texts, progress=False)
         return time.perf_counter() - started
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from remarking on a model that nobody asked for."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _one_block(config: PretrainedConfig, halvings: int = 0) -> PretrainedConfig | None:

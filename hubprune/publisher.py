@@ -145,6 +145,7 @@ def publish_folder(
     create_pr: bool = False,
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    max_memory: int | None = None,
     api: HfApi | None = None,
 ) -> CommitInfo | UploadPlan:
     """Verify a saved pruned model and push it in one commit.
@@ -163,6 +164,7 @@ def publish_folder(
         create_pr: Open a pull request instead of writing to the branch.
         dry_run: Do everything but create and upload.
         trust_remote_code: Let the folder's own modelling code run, which the checks need where there is some.
+        max_memory: Bytes that the checks may take for the reloaded model; None for what is free.
         api: Client to use instead of one made from ``token``.
 
     Returns:
@@ -178,7 +180,7 @@ def publish_folder(
     report = PruningReport.load(path)
     api = api or make_api(token)
     remote = _preflight(api, repo_id, report, token, revision, create_pr)
-    verify(path, report=report, trust_remote_code=trust_remote_code)
+    verify(path, report=report, trust_remote_code=trust_remote_code, max_memory=max_memory)
     _write_readme(path, repo_id, report, remote)
     files = _files(path)
     plan = UploadPlan(

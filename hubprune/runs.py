@@ -252,7 +252,8 @@ def prune(
     target = Path(out)
     with WorkFolder(work_folder(target), fingerprint(run), fresh=fresh) as work:
         produce(run, target, work, streamed=choice.streamed, activation_budget=choice.budget, progress=progress)
-        ranks.in_first(lambda: verify(target, trust_remote_code=run.base.keywords["trust_remote_code"]))
+        trusted = run.base.keywords["trust_remote_code"]
+        ranks.in_first(lambda: verify(target, trust_remote_code=trusted, max_memory=limit))
         work.remove()
     return PruningReport.load(target)
 

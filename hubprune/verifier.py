@@ -101,7 +101,8 @@ def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 class _Saved:
     """A saved folder under inspection."""
 
-    def __init__(self, folder: Path, report: PruningReport, trust_remote_code: bool) -> None:
+    def __init__(self, folder: Path, report: PruningReport, trust_remote_code: bool, room: int) -> None:
+        self.room = room
         self.folder = folder
         self.report = report
         self.trust_remote_code = trust_remote_code
@@ -259,7 +260,7 @@ def _check_reload(saved: _Saved) -> str:
     if probe is None:
         raise _Failed("the report holds no probe to compare with: make one with make_probe before saving")
     places = None  # as anybody would load it, unless it is too large for that here
-    if sum(path.stat().st_size for path in saved.weight_files) > free_memory():
+    if sum(path.stat().st_size for path in saved.weight_files) > saved.room:
         places = blocks_on_disk(saved.opening.outline)
     folder = str(saved.folder.resolve())
     offload = str(saved.offload)
@@ -330,6 +331,7 @@ def verify(
     *,
     report: PruningReport | None = None,
     trust_remote_code: bool = False,
+    max_memory: int | None = None,
 ) -> Verification:
     """Check a saved pruned model and write the stamp into its report.
 
@@ -337,6 +339,7 @@ def verify(
         folder: Where the model was saved.
         report: The run's report; read from the folder when None. The stamp is written into it as well.
         trust_remote_code: Let the folder's own modelling code run.
+        max_memory: Bytes that the reloaded model may take; beyond it, or what is free, its blocks stay on disk.
 
     Returns:
         The stamp, with one sentence for each check.
@@ -348,7 +351,7 @@ def verify(
     """
     path = Path(folder)
     report = PruningReport.load(path) if report is None else report
-    saved = _Saved(path, report, trust_remote_code)
+    saved = _Saved(path, report, trust_remote_code, min(free_memory(), max_memory or sys.maxsize))
     passed: dict[str, str] = {}
     failures = []
     for name, check in CHECKS.items():

@@ -176,6 +176,13 @@ def test_unreadable_weights_fail_instead_of_crashing(saved: Path, without_reload
         verify(saved)
 
 
+def test_a_model_that_may_not_be_in_memory_is_reloaded_with_its_blocks_on_disk(saved: Path) -> None:
+    stamp = verify(saved, max_memory=1)
+    assert stamp.passed
+    assert "loads in a fresh process with plain transformers" in stamp.checks["reload"]
+    assert not list(saved.parent.glob(".*-verify"))
+
+
 def test_a_folder_without_a_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no hubprune_report"):
         verify(tmp_path)

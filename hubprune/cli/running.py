@@ -12,7 +12,7 @@ from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
 from hubprune.environment import free_gpu_memory
-from hubprune.estimate import Estimate, choose, estimate
+from hubprune.estimate import choose, estimate
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
@@ -101,6 +101,11 @@ def _prepare(base: Opening, request: Request, *, progress: bool) -> flow.Plan:
     )
 
 
+def _say_what_would_be(request: Request, plan: flow.Plan, outline: flow.Outline, is_new: bool) -> None:
+    found = estimate(plan, request.max_memory, request.activation_budget, timed=False)
+    tables.show(tables.dry_run(request, plan, outline, found, is_new))
+
+
 def _say(sentence: str) -> None:
     if sentence:
         print(sentence, file=sys.stderr)
@@ -119,7 +124,7 @@ def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
     if request.push is not None:
         places["on the Hub"] = _push(folder, request.push, request)
     else:
-        verify(folder, trust_remote_code=plan.base.keywords["trust_remote_code"])
+        verify(folder, trust_remote_code=plan.base.keywords["trust_remote_code"], max_memory=request.max_memory)
         rewrite_card(folder, None)
     tables.show(*tables.result(PruningReport.load(folder), places))
 
@@ -127,7 +132,9 @@ def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
 def _push(folder: Path, repo_id: str, request: Request) -> str:
     print(f"The pruned model is in {folder}; checking and pushing it.", file=sys.stderr)
     try:
-        return tables.destination(publisher.publish_folder(folder, repo_id, **request.publishing))
+        return tables.destination(
+            publisher.publish_folder(folder, repo_id, max_memory=request.max_memory, **request.publishing)
+        )
     except Exception as error:
         again = shlex.join(["hubprune", "push", str(folder), repo_id])
         error.add_note(f"the pruned model is in {folder}, push it again with: {again}")
