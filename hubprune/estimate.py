@@ -74,7 +74,7 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
         disk += max(memory.activations - choice.budget, 0)
     if choice.streamed and _converts(base):
         disk += memory.blocks
-    return Estimate(download, disk, memory, choice, probe.seconds(base, plan.config, plan.corpora) if timed else None)
+    return Estimate(download, disk, memory, choice, probe.seconds(plan) if timed else None)
 
 
 def _converts(base: Opening) -> bool:

@@ -1,8 +1,8 @@
 """How long a run will take on this machine, measured on one block.
 
-The same method prunes one block with random weights and random text, with few tokens and with more, and the line
+The same method prunes one block with random weights and random text, with one sequence and with more, and the line
 through both is drawn out to all blocks and all text. A large block is measured at a fraction of its widths: what goes
-with the tokens grows with the number of weights, and what does not grows with a power of the width that two fractions
+with the text grows with the number of weights, and what does not grows with a power of the width that two fractions
 tell, from 2 (choosing among weights) to 3 (factorising a Hessian).
 """
 
@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,18 +21,22 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hubprune.architecture import find_blocks, find_matrices, max_length
-from hubprune.calibration import Corpus
+from hubprune import environment
+from hubprune.architecture import find_blocks, find_matrices
 from hubprune.config import PruningConfig
 from hubprune.criterion import load_criterion
+from hubprune.flow import Plan
+from hubprune.footprint import boundaries
 from hubprune.opening import Opening
 from hubprune.pruner import prune
 from hubprune.sparsity import NM
 
-# Tokens of each text in the two probes, the longest sequence in them, and the vocabulary they are drawn from.
-FEW, MANY, LONGEST, VOCABULARY = 32, 256, 128, 512
+# The longest sequence that is measured, and the vocabulary it is drawn from.
+LONGEST, VOCABULARY = 256, 512
+# More sequences are measured until they take this share of what one takes, or there are as many.
+SHARE, MOST_SEQUENCES = 0.5, 64
 # Parameters of a block that is measured as it is; beyond it the widths are halved until it has no more.
-MOST_PARAMETERS = 2**24
+MOST_PARAMETERS = 2**22
 # Fields of configs that are widths. The number of heads stays.
 WIDTHS = (
     "hidden_size",
@@ -50,35 +54,30 @@ QUICK = 1.0
 HEAD_TOKENS, HEAD_WORDS = 128, 2048
 
 
-def seconds(base: Opening, config: PruningConfig, corpora: Mapping[str, Corpus]) -> float:
-    """Estimate the time of the pruning itself. Downloads nothing; the state of torch's generators stays as it was.
-
-    Args:
-        base: The model; only its config is looked at.
-        config: What to prune and how.
-        corpora: Calibration text.
-    """
+def seconds(plan: Plan) -> float:
+    """Estimate the time of the pruning itself. Downloads nothing; the state of torch's generators stays as it was."""
+    environment.return_memory_at_once()  # as in a run
+    base, config = plan.base, plan.config
     kinds = {matrix.kind for matrix in find_matrices(base.outline, config.targets, config.ignore)}
-    probe = _Probe(base, dataclasses.replace(config, targets=tuple(sorted(kinds)), ignore=()), tuple(corpora))
+    texts = {name: corpus.facts for name, corpus in plan.corpora.items()}
+    length = min([LONGEST, *(facts.sequence_length for facts in texts.values())])
+    probe = _Probe(base, dataclasses.replace(config, targets=tuple(sorted(kinds)), ignore=()), tuple(texts), length)
     blocks = find_blocks(base.outline)[1]
     size = _size(blocks[0])
     halvings = probe.halvings(size)
-    few, many = probe(halvings, FEW), probe(halvings, MANY)
-    if few < QUICK:  # the first one did what is done once in a process
-        few = min(few, probe(halvings, FEW))
-    by_token = max(many - few, 0.0) / (MANY - FEW)
-    fixed = max(few - by_token * FEW, 0.0)
+    run = boundaries(plan)
+    units = sum(texts[name].tokens for name in run) / length / max(len(run), 1)
+    one, unit = probe.measure(halvings, units)
+    fixed = max(one - unit, 0.0)
     if halvings:
-        smaller = max(probe(halvings + 1, FEW) - by_token * FEW / 4, 1e-9)
+        smaller = max(probe(halvings + 1, 1) - unit / 4, 1e-9)
         power = min(max(math.log2(max(fixed, 1e-9) / smaller), 2.0), 3.0)
         fixed *= 2.0 ** (power * halvings)
-        by_token *= size / probe.sizes[halvings]
-    total = sum(corpus.facts.tokens for corpus in corpora.values())
-    found = len(blocks) * (fixed + by_token * total / max(len(corpora), 1))
+        unit *= size / probe.sizes[halvings]
+    found = len(blocks) * (fixed + unit * units)
     wanted = load_criterion(config).gradients
     if wanted is not None:
-        scored = sum(c.facts.tokens for name, c in corpora.items() if wanted in ("all", name))
-        found += scored * _head(base)
+        found += _head(base) * sum(facts.tokens for name, facts in texts.items() if wanted in ("all", name))
     return found
 
 
@@ -89,16 +88,38 @@ def _size(module: torch.nn.Module) -> int:
 class _Probe:
     """Prunes one block and takes the time.
 
+    Args:
+        base: The model; only its config is looked at.
+        config: What to prune and how.
+        corpora: Names of the texts.
+        length: Tokens in a sequence.
+
     Attributes:
         sizes: Parameters of the blocks that were measured, by the number of times that their widths were halved.
     """
 
-    def __init__(self, base: Opening, config: PruningConfig, corpora: tuple[str, ...]) -> None:
-        self.base, self.config, self.corpora = base, config, corpora
+    def __init__(self, base: Opening, config: PruningConfig, corpora: tuple[str, ...], length: int) -> None:
+        self.base, self.config, self.corpora, self.length = base, config, corpora, length
         self.sizes: dict[int, int] = {}
 
+    def measure(self, halvings: int, most: float) -> tuple[float, float]:
+        """Seconds with one sequence of each text, and what another one adds.
+
+        Args:
+            halvings: How often the widths are halved.
+            most: Sequences of each text in the run; 0 where the method reads none.
+        """
+        one = self(halvings, 1)
+        if one < QUICK:  # the first one did what is done once in a process
+            one = min(one, self(halvings, 1))
+        count, added = 1, 0.0
+        while added < SHARE * one and count < min(most, MOST_SEQUENCES):
+            count *= 4
+            added = max(self(halvings, count) - one, 0.0)
+        return one, added / max(count - 1, 1)
+
     def halvings(self, size: int) -> int:
-        """How often the widths are halved for a block of some size; not at all where it cannot be done twice more."""
+        """How often the widths are halved for a block of some size; not at all where it cannot be done once more."""
         wanted = max(0, math.ceil(math.log(size / MOST_PARAMETERS, 4)))
         return next((count for count in range(wanted, 0, -1) if self._shrinks(count + 1)), 0)
 
@@ -120,26 +141,19 @@ class _Probe:
         trusted = bool(self.base.keywords["trust_remote_code"])
         return AutoModelForCausalLM.from_config(config, dtype=self.base.dtype, trust_remote_code=trusted)
 
-    def __call__(self, halvings: int, tokens: int) -> float:
-        """Seconds for one block of the model and some tokens of each text."""
+    def __call__(self, halvings: int, sequences: int) -> float:
+        """Seconds for one block of the model and some sequences of each text."""
         config = _one_block(self.base.config, halvings)
         assert config is not None  # asked before
-        with _quiet():
-            return self._prune(config, halvings, tokens)
-
-    def _prune(self, config: PretrainedConfig, halvings: int, tokens: int) -> float:
-        with torch.random.fork_rng(devices=[]):
+        with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model: Any = self._build(config)
             model = model.to(self.base.device)
-        self.sizes[halvings] = _size(find_blocks(model)[1][0])
-        generator = torch.Generator().manual_seed(self.config.seed)
-        length = min(tokens, LONGEST, max_length(config) or LONGEST)
-        shape = (math.ceil(tokens / length), length)
-        texts = {name: torch.randint(VOCABULARY, shape, generator=generator) for name in self.corpora}
-        started = time.perf_counter()
-        prune(model, None, self.config, texts, progress=False)
-        return time.perf_counter() - started
+            self.sizes[halvings] = _size(find_blocks(model)[1][0])
+            texts = {name: torch.randint(VOCABULARY, (sequences, self.length)) for name in self.corpora}
+            started = time.perf_counter()
+            prune(model, None, self.config, texts, progress=False)
+            return time.perf_counter() - started
 
 
 @contextmanager

@@ -532,6 +532,54 @@ def test_plan_says_what_a_run_would_take_and_downloads_no_weights(call: Call, wo
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_plan_takes_the_options_of_prune_and_needs_none_of_the_result(call: Call, world: Any, tmp_path: Path) -> None:
+    commands = typer.main.get_command(build()).commands  # type: ignore[attr-defined]
+    options = {name: [(p.opts, p.default) for p in commands[name].params] for name in ("prune", "plan")}
+    assert options["plan"] == options["prune"]
+    assert commands["plan"].help != commands["prune"].help
+    path = write(
+        tmp_path,
+        f"base: {BASE}\nmethod: wanda\ndomain: {NOTES}\nnum_samples: 4\nsequence_length: 16\neval: none\n"
+        f"out: {tmp_path}/out\npush: me/never\njob: a10g-large\ntimeout: 2h\nprivate: yes\n",
+    )
+    code, out, err = call("plan", "--config", path, "--pattern", "2:4")
+    assert (code, err) == (0, "")
+    facts = dict(re.findall(r"^  (\S.*?)  +(.*?) *$", out, re.MULTILINE))
+    assert facts["base"].startswith(f"{BASE} at ")
+    assert facts["method"] == "wanda, zero"
+    assert facts["would remove"] == "2:4 of 15,360 weights in 14 matrices"
+    assert facts["domain text"].startswith("4 sequences of up to 16 tokens")
+    assert facts["would run"].startswith("In memory: ")
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    assert facts["time"] == f"about 1 s on this machine ({threads}), without download and evaluation"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_plan_refuses_what_does_not_fit_before_it_measures(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubprune.probe.seconds", lambda _: pytest.fail("it was measured"))
+    told = line(call("plan", BASE, "--method", "magnitude", "--max-memory", "1MB"))
+    assert "max_memory must hold one block with all that is known of it, about " in told
+    assert "needs a general corpus" in line(call("plan", BASE))
+    assert "already pruned" in line(call("plan", "cli/pruned", "--method", "magnitude"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 0 min"),
+        (9e4, "25 h 0 min"),
+    ],
+)
+def test_a_time_is_told_in_words(seconds: float, words: str) -> None:
+    assert tables._duration(seconds) == words
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_a_dry_run_says_where_the_blocks_would_be(call: Call, world: Any) -> None:
     code, out, err = call("prune", BASE, "--method", "magnitude", "--eval", "none", "--dry-run")
     assert code == 0, err

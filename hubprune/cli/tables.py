@@ -111,11 +111,11 @@ def _run(plan: Plan, outline: Outline) -> list[tuple[str, str]]:
 def _needs_of(found: Estimate) -> list[tuple[str, str]]:
     from hubprune.card import size
 
-    memory, budget = found.memory, found.choice.budget
+    memory = found.memory
     return [
         ("download", size(found.download) if found.download else "nothing, the weights are here"),
         ("disk", f"{size(found.disk)} for the result and the work folder"),
-        ("memory", f"{size(memory.resident(budget))} in memory, {size(memory.streamed(budget))} streamed"),
+        ("memory", f"{size(memory.resident())} with all blocks in memory, from {size(memory.streamed(0))} streamed"),
         ("would run", str(found.choice)),
     ]
 
