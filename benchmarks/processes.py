@@ -19,7 +19,6 @@ from pathlib import Path
 from benchmarks.common import Targets, cannot, flags, measured, pruning_seconds, random_llama, random_text, table
 
 VOCABULARY = 4096
-SCORES = "scores.safetensors"
 
 
 def cores() -> int:
@@ -56,6 +55,11 @@ def watch_scores() -> dict:
     return found
 
 
+def scores_beside(out: Path) -> Path:
+    """File of the scores of a run: beside its folder, in which nothing but the result may lie."""
+    return out.with_name(f"scores-{out.name}.safetensors")
+
+
 def work(options: argparse.Namespace) -> None:
     """Be one process of the group: prune, keep the scores, and say how long it took."""
     from safetensors.torch import save_file
@@ -76,7 +80,7 @@ def work(options: argparse.Namespace) -> None:
         progress=False,
     )
     if ranks.rank() == 0:
-        save_file({name: score.contiguous() for name, score in scores.items()}, options.out / SCORES)
+        save_file({name: score.contiguous() for name, score in scores.items()}, scores_beside(options.out))
         facts = {"seconds": pruning_seconds(report), "processes": ranks.size(), "threads": report.hardware["threads"]}
         print(json.dumps({**facts, "stages": report.timings}), flush=True)
     ranks.finish()
@@ -93,7 +97,7 @@ def agreement(left: Path, right: Path) -> tuple[float, float]:
 
     from hubprune import PruningReport
 
-    one, two = (load_file(folder / SCORES) for folder in (left, right))
+    one, two = (load_file(scores_beside(folder)) for folder in (left, right))
     assert one.keys() == two.keys()
     apart = max(float((one[name] - two[name]).abs().max() / one[name].abs().max()) for name in one)
     one, two = (load_file(folder / "model.safetensors") for folder in (left, right))

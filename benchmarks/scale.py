@@ -46,7 +46,7 @@ AXES = {
     "length": (64, 128, 256, 512),
     "samples": (2, 4, 8, 16),
 }
-BASE = {"layers": 4, "hidden": 384, "length": 128, "samples": 8}
+BASE = {"layers": 4, "hidden": 576, "length": 128, "samples": 8}
 EMPTY = {"layers": 1, "hidden": 64, "length": 16, "samples": 2}
 VOCABULARY = 1024
 # Axes along which time is to be linear, and what grows along them.

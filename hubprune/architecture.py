@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from hubprune.errors import ConfigError, UnsupportedModelError, did_you_mean
-from hubprune.report import BaseFacts
+from hubprune.facts import BaseFacts
 from hubprune.sparsity import NM, Pattern
 
 EXPERT_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")

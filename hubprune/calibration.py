@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from hubprune import hub, ranks
 from hubprune.architecture import max_length
-from hubprune.config import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import CorpusError
-from hubprune.report import CorpusFacts, SourceFacts
+from hubprune.facts import CorpusFacts, SourceFacts
 from hubprune.sources import Document, documents, resolve_source, text_key
 
 # Tokens in a sequence unless more are asked for. Models announce contexts of 128k tokens and more; taking that as the

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from hubprune.config import SourceConfig, parse_source
+from hubprune.corpora import SourceConfig, parse_source
 from hubprune.presets import CORPORA, METHODS
 from hubprune.readme import as_list, merge_metadata, own_parts, unique, write_section
 from hubprune.recipe import HUB_ID, base_on_hub, cli_recipe, public, python_recipe, quote

@@ -23,7 +23,7 @@ from hubprune import ranks
 from hubprune.architecture import evaluation_mode
 from hubprune.calibration import Corpus
 from hubprune.errors import ConfigError, NumericalError
-from hubprune.report import Perplexity, SourceFacts
+from hubprune.facts import Perplexity, SourceFacts
 
 # Logits in one forward pass, and logits widened to float32 at a time: 1 GiB in bfloat16, and 64 MiB.
 MOST_LOGITS = 2**29

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
-from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
+from hubprune.config import PruningConfig
+from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError, UsageError
 from hubprune.evaluation import perplexity
+from hubprune.facts import BaseFacts, Perplexity
 from hubprune.opening import Opening
 from hubprune.pruner import prune
-from hubprune.report import BaseFacts, Perplexity, PruningReport
+from hubprune.report import PruningReport
 from hubprune.verifier import make_probe
 from hubprune.weights import weights_of
 

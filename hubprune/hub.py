@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune import __version__
-from hubprune.config import SourceConfig
+from hubprune.corpora import SourceConfig
 from hubprune.errors import AccessError, CorpusError, HubPruneError, NotFoundError, OfflineError
 from hubprune.huberrors import LOG_IN, NOT_CACHED, hub_errors, one_line
 from hubprune.report import REPORT_NAME, PruningReport

@@ -25,8 +25,9 @@ from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
 from hubprune.errors import NumericalError, OutputError
 from hubprune.evidence import Evidence, Need, needs_of
+from hubprune.facts import MatrixFacts
 from hubprune.replay import GradientSink, Replay
-from hubprune.report import MatrixFacts, PruningReport
+from hubprune.report import PruningReport
 from hubprune.sparsity import NM, Unstructured
 from hubprune.sweeps import Sinks, Stream, Sweeps, front_of
 from hubprune.work import Journal

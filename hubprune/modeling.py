@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from hubprune import flow, hub, publisher, ranks, saving
-from hubprune.config import ALIASES, CORPUS_KEYWORDS, CORPUS_NAMES, PruningConfig
+from hubprune.config import PruningConfig
+from hubprune.corpora import CORPUS_KEYWORDS, CORPUS_NAMES
 from hubprune.errors import ConfigError, UsageError
+from hubprune.fields import ALIASES
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
 

@@ -17,9 +17,10 @@ from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_co
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, UsageError
+from hubprune.facts import Totals
 from hubprune.loop import Loop
 from hubprune.replay import Replay
-from hubprune.report import PruningReport, Totals
+from hubprune.report import PruningReport
 from hubprune.sparsity import Unstructured
 from hubprune.weights import Weights, weights_of
 from hubprune.work import Journal

@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.card import render_card, size
 from hubprune.errors import HubPruneError, OutputError, UsageError
+from hubprune.facts import BaseFacts, Totals
 from hubprune.hub import check_can_write, hub_errors, make_api
 from hubprune.readme import join_own, read_readme
 from hubprune.recipe import base_on_hub
-from hubprune.report import REPORT_NAME, BaseFacts, PruningReport, Totals, write_text
+from hubprune.report import REPORT_NAME, PruningReport, write_text
 from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save
 from hubprune.verifier import verify
 

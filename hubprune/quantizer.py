@@ -17,7 +17,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hubprune import flow
-from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus
+from hubprune.config import PruningConfig
+from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError
 from hubprune.opening import Opening
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hubprune.config import PruningConfig, SourceConfig, parse_source
+from hubprune.config import PruningConfig
+from hubprune.corpora import SourceConfig, parse_source
+from hubprune.facts import CorpusFacts, SourceFacts
 from hubprune.presets import CORPORA, METHODS
-from hubprune.report import CorpusFacts, PruningReport, SourceFacts
+from hubprune.report import PruningReport
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Line ends and control characters that JSON leaves as they are.

@@ -16,14 +16,17 @@ from transformers.utils import logging
 
 from hubprune import environment, flow, pruner, ranks, saving
 from hubprune.activations import Activations
-from hubprune.config import CORPUS_KEYWORDS, PruningConfig, parse_size
+from hubprune.config import PruningConfig
+from hubprune.corpora import CORPUS_KEYWORDS
 from hubprune.criterion import Criterion
 from hubprune.errors import UsageError
 from hubprune.estimate import Estimate, choose, estimate
+from hubprune.facts import Perplexity
+from hubprune.fields import parse_size
 from hubprune.flow import Plan
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
-from hubprune.report import Perplexity, PruningReport
+from hubprune.report import PruningReport
 from hubprune.shards import Shards
 from hubprune.verifier import make_probe, verify
 from hubprune.weights import weights_of

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune import hub
-from hubprune.config import SourceConfig
+from hubprune.corpora import SourceConfig
 from hubprune.errors import CorpusError, NotFoundError, did_you_mean
 
 Row = Mapping[str, Any]

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
 from hubprune.environment import free_memory
 from hubprune.errors import NumericalError, VerificationError
+from hubprune.facts import MatrixFacts, Probe, Verification
 from hubprune.opening import Opening
-from hubprune.report import MatrixFacts, Probe, PruningReport, Verification
+from hubprune.report import PruningReport
 from hubprune.sparsity import parse_pattern
 from hubprune.weights import Weights, blocks_on_disk, weights_of
 

@@ -9,14 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hubprune.architecture import describe, find_matrices
-from hubprune.report import (
-    CorpusFacts,
-    MatrixFacts,
-    Perplexity,
-    PruningReport,
-    SourceFacts,
-    Totals,
-)
+from hubprune.facts import CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals
+from hubprune.report import PruningReport
 from hubprune.verifier import make_probe
 from hubprune.weights import Weights
 

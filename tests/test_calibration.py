@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.calibration import Corpus, _shares, corpus_from_tokens, held_out, load_corpus, refuse_overlap
-from hubprune.config import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import CorpusError
-from hubprune.report import CorpusFacts
+from hubprune.facts import CorpusFacts
 
 GENERAL = "hubprune-demo/general"
 

@@ -16,20 +16,13 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubprune.card import card_metadata, render_card
-from hubprune.config import CorpusConfig, PruningConfig, SourceConfig, parse_corpus
+from hubprune.config import PruningConfig
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
+from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
 from hubprune.presets import CORPORA, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
-from hubprune.report import (
-    BaseFacts,
-    CorpusFacts,
-    MatrixFacts,
-    Perplexity,
-    PruningReport,
-    SourceFacts,
-    Totals,
-    Verification,
-)
+from hubprune.report import PruningReport
 
 REPO = "me/base-medical-50"
 HOSTILE = [

@@ -26,11 +26,13 @@ import hubprune
 from hubprune.cli import main, tables
 from hubprune.cli.app import build
 from hubprune.cli.prune import Request, read_request
-from hubprune.config import ALIASES, CorpusConfig, SourceConfig
+from hubprune.corpora import CorpusConfig, SourceConfig
 from hubprune.errors import AccessError, NotFoundError
+from hubprune.facts import Verification
+from hubprune.fields import ALIASES
 from hubprune.presets import METHODS
 from hubprune.recipe import cli_recipe
-from hubprune.report import REPORT_NAME, PruningReport, Verification
+from hubprune.report import REPORT_NAME, PruningReport
 from hubprune.verifier import CHECKS
 from tests.localhub_helpers import run_command
 from tests.pruned import VOCABULARY, prune_by_hand, save_plain, tiny_model, tiny_tokenizer

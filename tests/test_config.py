@@ -11,8 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubprune.config import ALIASES, CorpusConfig, PruningConfig, SourceConfig, parse_corpus, parse_source
+from hubprune.config import PruningConfig
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
 from hubprune.errors import ConfigError
+from hubprune.fields import ALIASES
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES
 from hubprune.sparsity import NM, SCOPES, Unstructured
 

@@ -10,7 +10,7 @@ import torch
 from hubprune.calibration import Corpus, corpus_from_tokens, load_corpus
 from hubprune.errors import ConfigError, NumericalError
 from hubprune.evaluation import perplexity
-from hubprune.report import CorpusFacts
+from hubprune.facts import CorpusFacts
 from tests.families import FAMILIES, build, token_ids
 
 

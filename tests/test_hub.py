@@ -11,9 +11,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubprune.errors import AccessError, HubPruneError, NotFoundError, OfflineError, UsageError
+from hubprune.facts import BaseFacts
 from hubprune.hub import ResolvedRepo, check_can_write, make_api, read_report, resolve_dataset, resolve_model
 from hubprune.localhub import EmbeddedHub
-from hubprune.report import REPORT_NAME, BaseFacts, PruningReport
+from hubprune.report import REPORT_NAME, PruningReport
 from tests.localhub_helpers import ask, run_client
 
 Api = Callable[[str | None], HfApi]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hubprune.config import SourceConfig
+from hubprune.corpora import SourceConfig
 from hubprune.errors import CorpusError
 from hubprune.hub import READERS, data_suffix, dataset_configs, dataset_splits, local_file, open_rows, resolve_dataset
 from hubprune.localhub import EmbeddedHub, seed_folder
@@ -198,7 +198,7 @@ def test_a_broken_row_is_told_with_its_place(commit_of: Callable[[str], str], st
 
 ONLINE = """
 import sys
-from hubprune.config import SourceConfig
+from hubprune.corpora import SourceConfig
 from hubprune.hub import dataset_configs, dataset_splits, open_rows, resolve_dataset
 commit = resolve_dataset("rows/parts").commit
 print(dataset_configs("rows/parts", commit=commit), dataset_splits("rows/parts", "small", commit=commit))

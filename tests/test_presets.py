@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from hubprune.config import PruningConfig, parse_corpus, parse_source
+from hubprune.config import PruningConfig
+from hubprune.corpora import parse_corpus, parse_source
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
 from hubprune.sources import Field, parse_template

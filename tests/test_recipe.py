@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubprune.config import CorpusConfig, PruningConfig, SourceConfig, parse_corpus
+from hubprune.config import PruningConfig
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.facts import BaseFacts, CorpusFacts, SourceFacts
 from hubprune.presets import CORPORA, METHODS
 from hubprune.recipe import base_on_hub, cli_recipe, public, python_recipe, quote
-from hubprune.report import BaseFacts, CorpusFacts, PruningReport, SourceFacts
+from hubprune.report import PruningReport
 
 COMMIT = "a" * 40
 

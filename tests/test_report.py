@@ -13,20 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.report import (
-    REPORT_NAME,
-    SCHEMA_VERSION,
-    BaseFacts,
-    CorpusFacts,
-    MatrixFacts,
-    Perplexity,
-    Probe,
-    PruningReport,
-    SourceFacts,
-    Totals,
-    Verification,
-    write_text,
-)
+from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, SourceFacts, Totals, Verification
+from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
 
 
 def full_report() -> PruningReport:

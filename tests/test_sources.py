@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from hubprune.config import SourceConfig
+from hubprune.corpora import SourceConfig
 from hubprune.errors import AccessError, CorpusError
 from hubprune.hub import READERS
 from hubprune.localhub import EmbeddedHub, seed_folder

@@ -15,7 +15,7 @@ import typer
 from hubprune import hub, jobs
 from hubprune.cli import tables
 from hubprune.cli.prune import Request, merged, read_request
-from hubprune.config import SourceConfig, parse_corpus
+from hubprune.corpora import SourceConfig, parse_corpus
 from hubprune.errors import ConfigError, HubPruneError, JobError, UsageError
 from hubprune.huberrors import RUN_HERE
 from hubprune.jobs import JobPlan

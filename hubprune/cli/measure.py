@@ -47,7 +47,7 @@ def evaluate(
     from hubprune import hub
     from hubprune.architecture import check_supported, max_length
     from hubprune.calibration import held_out, load_corpus
-    from hubprune.config import parse_corpus
+    from hubprune.corpora import parse_corpus
     from hubprune.evaluation import perplexity
     from hubprune.opening import Opening
     from hubprune.presets import CORPORA

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hubprune.config import ALIASES
 from hubprune.errors import ConfigError
+from hubprune.fields import ALIASES
 from hubprune.presets import CORPORA
 
 TEXT_HELP = (

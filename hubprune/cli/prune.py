@@ -32,8 +32,10 @@ from hubprune.cli.options import (
     option_name,
 )
 from hubprune.cli.runfile import read_run_file
-from hubprune.config import CORPUS_NAMES, CorpusConfig, PruningConfig, parse_corpus, parse_size
+from hubprune.config import PruningConfig
+from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError, UsageError
+from hubprune.fields import parse_size
 from hubprune.presets import APPLICATIONS
 from hubprune.sparsity import SCOPES
 

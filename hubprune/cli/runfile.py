@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from hubprune.cli.options import option_name
-from hubprune.config import CORPUS_NAMES
+from hubprune.corpora import CORPUS_NAMES
 from hubprune.errors import ConfigError, did_you_mean
 
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
+    from hubprune.facts import CorpusFacts, Perplexity, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
-    from hubprune.report import CorpusFacts, Perplexity, PruningReport, Verification
+    from hubprune.report import PruningReport
 
 SHORT = 12  # characters of a hash that are shown
 
