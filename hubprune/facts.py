@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,57 @@ class MatrixFacts:
     def sparsity(self) -> float:
         """Fraction removed."""
         return self.pruned / self.numel
+
+
+@dataclass
+class UnitFacts:
+    """Units of one kind in one place, such as the neurons of one feed-forward network.
+
+    Attributes:
+        name: Module that they lie in, with ``[e]`` for expert e.
+        block: Index of the block.
+        unit: What a unit is: ffn_neuron, kv_group, attention_dim or layer.
+        count: Units there were.
+        removed: Which are gone: a bit for each, first unit first, in hexadecimal digits of four.
+        weights: Weights that belong to one unit.
+        scores: Quantiles of the scores by name (``min``, ``p5``, ``p25``, ``median``, ``p75``, ``p95``, ``max``), and
+            ``threshold``, the highest score that was removed.
+        reached: Cus-Prun: the share q of each dimension's ranking that the removed units lie in.
+        overlap: Jaccard index of what two corpora alone would have removed, by ``left/right``.
+        stand_ins: Mutual information: removed neuron, the kept neuron nearest to it, and their mutual information in
+            bits.
+        damping: Damping that the repair's factorisation needed, None without repair.
+    """
+
+    name: str
+    block: int
+    unit: str
+    count: int
+    removed: str
+    weights: int
+    scores: dict[str, float] = field(default_factory=dict)
+    reached: float | None = None
+    overlap: dict[str, float] = field(default_factory=dict)
+    stand_ins: list[tuple[int, int, float]] = field(default_factory=list)
+    damping: float | None = None
+
+    @property
+    def removed_indices(self) -> list[int]:
+        """The units that are gone, in order."""
+        bits = "".join(f"{int(digit, 16):04b}" for digit in self.removed)
+        return [index for index in range(self.count) if bits[index] == "1"]
+
+    @property
+    def kept(self) -> int:
+        """Units that are left."""
+        return self.count - len(self.removed_indices)
+
+
+def pack_removed(removed: Sequence[bool]) -> str:
+    """Write which units are gone as ``UnitFacts.removed`` holds it."""
+    bits = "".join("1" if gone else "0" for gone in removed)
+    bits += "0" * (-len(bits) % 4)
+    return "".join(f"{int(bits[start : start + 4], 2):x}" for start in range(0, len(bits), 4))
 
 
 @dataclass

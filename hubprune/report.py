@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, Verification
+from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, UnitFacts, Verification
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "hubprune_report.json"
@@ -37,6 +37,7 @@ class PruningReport:
         options: The method's settings with defaults filled in.
         corpora: Calibration text.
         matrices: One row for each pruned matrix.
+        units: One row for each place that units were removed from; empty for single weights.
         totals: Counts over the model.
         untouched_sha256: Hash of every parameter outside the pruned matrices, taken before pruning.
         probe: What the pruned model answers to a fixed input, None before it was asked.
@@ -59,6 +60,7 @@ class PruningReport:
     options: dict[str, Any] = field(default_factory=dict)
     corpora: list[CorpusFacts] = field(default_factory=list)
     matrices: list[MatrixFacts] = field(default_factory=list)
+    units: list[UnitFacts] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     untouched_sha256: str = ""
     probe: Probe | None = None
