@@ -20,8 +20,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
 from hubprune.readme import own_parts, read_readme
+from hubprune.reloading import make_probe
 from hubprune.report import REPORT_NAME, PruningReport, write_text
-from hubprune.verifier import make_probe
 
 README = "README.md"
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
