@@ -21,12 +21,14 @@ _EXPORTS = {
     "PruningConfig": "config",
     "PruningReport": "report",
     "SourceConfig": "corpora",
+    "Structured": "sparsity",
     "Unstructured": "sparsity",
     "load_corpus": "calibration",
     "perplexity": "evaluation",
     "plan": "runs",
     "prune": "runs",
     "publish": "publisher",
+    "shrink": "runs",
     "verify": "verifier",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "PruningConfig",
     "PruningReport",
     "SourceConfig",
+    "Structured",
     "Unstructured",
     "__version__",
     "load_corpus",
@@ -48,6 +51,7 @@ __all__ = [
     "plan",
     "prune",
     "publish",
+    "shrink",
     "verify",
 ]
 

@@ -67,6 +67,8 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     }
     pattern = report.config.get("pattern")
     shape = str(pattern).strip().replace(":", "of") if pattern else "unstructured-sparsity"
+    kinds = unique([row.unit.replace("_", "-") for row in report.units])
+    family, *shapes = ["structured-pruning", *kinds] if kinds else ["sparse", shape]
     tags = [tag for tag in _texts(card.get("tags")) if not STORAGE_TAGS.fullmatch(tag)]
     datasets = _hub_datasets(report)
     results = []
@@ -97,7 +99,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
         pipeline_tag=text["pipeline_tag"] or "text-generation",
-        tags=unique([*tags, "pruned", "sparse", "hubprune", report.method, shape, *domains(report)]),
+        tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *domains(report)]),
         datasets=datasets or None,
         metrics=["perplexity"] if results else None,
         model_name=card_title(report, repo_id),
@@ -112,6 +114,19 @@ def card_title(report: PruningReport, repo_id: str | None = None) -> str:
     """Name of the model: the repository's, or the base's with the method."""
     name = repo_id or f"{report.base.model_id.rstrip('/')}-{report.method}"
     return re.sub(r"\s+", " ", name.rpartition("/")[2]).strip() or "pruned-model"
+
+
+def _repaired(report: PruningReport) -> bool:
+    """Whether the remaining weights were changed."""
+    if report.units:
+        return any(row.damping is not None for row in report.units)
+    return report.application == "compensate"
+
+
+def _share(report: PruningReport) -> float:
+    """Fraction removed of the matrices in the table."""
+    weights = sum(row.numel for row in report.matrices)
+    return sum(row.pruned for row in report.matrices) / weights if weights else 0.0
 
 
 def card_metadata(report: PruningReport, existing: str | None = None, repo_id: str | None = None) -> dict[str, Any]:
@@ -210,6 +225,8 @@ def render_card(report: PruningReport, repo_id: str | None = None, existing: str
         license=ours.get("license_name") or ours.get("license"),
         license_link=ours.get("license_link"),
         method=METHODS.get(report.method),
+        repaired=_repaired(report),
+        all_sparsity=_share(report),
         domains=domains(report),
         item_bytes=ITEM_BYTES.get(report.base.dtype),
         python=python_recipe(report, repo_id),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What is done to the weights; only units can be removed.
 Application = Literal["zero", "compensate", "remove"]
 APPLICATIONS: tuple[str, ...] = ("zero", "compensate", "remove")
 
@@ -221,6 +222,9 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+# Those that choose single weights.
+WEIGHT_METHODS: dict[str, Method] = {name: method for name, method in METHODS.items() if method.unit == "weight"}
 
 
 @dataclass(frozen=True)

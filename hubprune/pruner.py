@@ -17,6 +17,7 @@ from hubprune.architecture import Matrix, check_pattern_fits, check_supported, d
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
+from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, UsageError
 from hubprune.facts import Totals
@@ -161,7 +162,8 @@ class _Work:
         size = self.config.batch_size
         if self.layers:
             kept = {"activations": activations, "progress": progress}
-            report.units = [choose_layers(replay, corpora, size, self.layers, journal, **kept)]
+            assert isinstance(self.criterion, BlockInfluence)  # the config lets no other one remove layers
+            report.units = [choose_layers(replay, self.criterion, corpora, size, self.layers, journal, **kept)]
             return
         chooser: Chooser
         if self.units:

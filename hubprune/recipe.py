@@ -107,10 +107,15 @@ def _corpus_expression(corpus: CorpusFacts) -> str:
     return f"CorpusConfig(sources=({', '.join(items)},), {counts}, packing={corpus.packing}, seed={corpus.seed})"
 
 
+# Settings that are given as plain keywords and as options of the command line.
+PLAIN = ("method", "sparsity", "pattern", "unit", "share_of", "application", "multiple")
+
+
 def _config_arguments(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The settings that differ from the defaults, the method first; whether the plain keywords say it all."""
     defaults = PruningConfig().to_dict()
-    plain = {key: config[key] for key in ("method", "sparsity", "pattern") if config.get(key) is not None}
+    plain = {key: config[key] for key in PLAIN if config.get(key) is not None}
+    plain = {key: value for key, value in plain.items() if key == "method" or value != defaults[key]}
     rest = {
         key: value for key, value in config.items() if key in defaults and key not in plain and value != defaults[key]
     }

@@ -15,8 +15,8 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
 from hubprune.errors import ConfigError
 from hubprune.fields import ALIASES
-from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES
-from hubprune.sparsity import NM, SCOPES, Unstructured
+from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, WEIGHT_METHODS
+from hubprune.sparsity import NM, SCOPES, SHARES, Unstructured
 
 
 def problems_of(kind: Any, **fields: Any) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def test_what_is_given_goes_before_the_methods_defaults() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"method": "dpruner"}, "unknown method 'dpruner': did you mean 'd-pruner'?"),
+        ({"method": "dpruner"}, "unknown method 'dpruner': did you mean 'd-pruner' or 'cus-prun'?"),
         ({"method": "zzz"}, f"unknown method 'zzz': known: {', '.join(sorted(METHODS))}"),
         ({"method": None}, f"unknown method None: known: {', '.join(sorted(METHODS))}"),
         (
@@ -71,7 +71,7 @@ def test_what_is_given_goes_before_the_methods_defaults() -> None:
             "scope applies to unstructured runs, got scope='row' with '2:4': drop one",
         ),
         ({"scope": "column"}, "scope must be one of row, block, matrix, model, got 'column'"),
-        ({"application": "shrink"}, "application must be one of zero, compensate, got 'shrink'"),
+        ({"application": "shrink"}, "application must be one of zero, compensate, remove, got 'shrink'"),
         ({"block_size": 0}, "block_size must be a whole number, at least 1 column, got 0"),
         ({"block_size": "128"}, "block_size must be a whole number, at least 1 column, got '128'"),
         ({"batch_size": 1.5}, "batch_size must be a whole number, at least 1 sequence, got 1.5"),
@@ -305,10 +305,10 @@ counts = st.integers(1, 4096)
 names = st.lists(st.sampled_from(["q_proj", "re:.*mlp.*", "model.layers.0.self_attn.k_proj"])).map(tuple)
 configs = st.builds(
     PruningConfig,
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(sorted(WEIGHT_METHODS)),
     sparsity=shares,
     scope=st.none() | st.sampled_from(SCOPES),
-    application=st.none() | st.sampled_from(APPLICATIONS),
+    application=st.none() | st.sampled_from(["zero", "compensate"]),
     targets=names,
     ignore=names,
     block_size=counts,
@@ -316,6 +316,15 @@ configs = st.builds(
     batch_size=counts,
     seed=st.integers(0, 2**31),
 ) | st.builds(PruningConfig, pattern=st.sampled_from(["2:4", "4:8", "1:4"]), options=st.just({"form": "paper"}))
+configs |= st.builds(
+    PruningConfig,
+    method=st.sampled_from(["d-pruner", "cus-prun", "random"]),
+    unit=st.sampled_from(["ffn_neuron", "kv_group", "ffn_neuron+kv_group"]),
+    sparsity=shares,
+    share_of=st.sampled_from(SHARES),
+    application=st.none() | st.sampled_from(APPLICATIONS),
+    multiple=st.none() | counts,
+)
 ways_to_text = st.one_of(
     st.just({}), st.builds(lambda text: {"template": text}, st.text()), st.just({"text_column": "body"})
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.facts import BaseFacts, CorpusFacts, SourceFacts
-from hubprune.presets import CORPORA, METHODS
+from hubprune.presets import CORPORA, WEIGHT_METHODS
 from hubprune.recipe import base_on_hub, cli_recipe, public, python_recipe, quote
 from hubprune.report import PruningReport
 
@@ -228,7 +228,7 @@ sources = st.builds(
 )
 runs = st.builds(
     PruningConfig,
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(sorted(WEIGHT_METHODS)),
     sparsity=st.none() | st.floats(0, 0.99),
     scope=st.none() | st.just("row"),
     targets=st.lists(st.text(max_size=5).filter(lambda text: not text.startswith("re:"))).map(tuple),

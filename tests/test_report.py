@@ -41,7 +41,7 @@ def full_report() -> PruningReport:
         options={"x": 1.5},
         corpora=[CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"])],
         matrices=[MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1)],
-        totals=Totals(1536, 768, 770, 20_000),
+        totals=Totals(1536, 768, 770, 20_000, 18_000, 19_000),
         untouched_sha256="b" * 64,
         probe=Probe([1, 2, 3], [0.5, -1.25]),
         evaluation=[
@@ -160,7 +160,7 @@ def test_shares_are_of_the_matrix_of_the_targeted_and_of_all_parameters() -> Non
     matrix, totals = report.matrices[0], report.totals
     assert (matrix.numel, matrix.sparsity) == (48 * 32, 768 / (48 * 32))
     assert (totals.sparsity, totals.share_of_all) == (768 / 1536, 768 / 20_000)
-    assert (Totals().sparsity, Totals().share_of_all) == (0.0, 0.0)
+    assert (Totals().sparsity, Totals().share_of_blocks, Totals().share_of_all) == (0.0, 0.0, 0.0)
 
 
 def test_perplexities_are_found_by_text_and_variant() -> None:

@@ -44,7 +44,7 @@ def methods() -> None:
 def _about(method: Method) -> str:
     lines = [
         method.summary + (f" arXiv:{method.arxiv}" if method.arxiv else ""),
-        f"needs {_needs(method)}; scope {method.scope}, application {method.application}",
+        f"needs {_needs(method)}; {_competes(method)}, application {method.application}",
     ]
     for name, default in method.options.items():
         values = "|".join(method.choices.get(name, ("NUMBER",)))
@@ -52,9 +52,13 @@ def _about(method: Method) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _competes(method: Method) -> str:
+    return f"scope {method.scope}" if method.unit == "weight" else f"unit {method.unit}"
+
+
 def _needs(method: Method) -> str:
     if method.corpora == ("any",):
-        return "general or domain text"
+        return "text of any kind"
     return " and ".join(method.corpora) + " text" if method.corpora else "no text"
 
 
@@ -100,13 +104,18 @@ def _run(plan: Plan, outline: Outline) -> list[tuple[str, str]]:
         ("base", _base(plan.base.repo.repo_id, plan.base.repo.commit)),
         ("architecture", f"{outline.facts.architecture}, {outline.parameters:,} parameters"),
         ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
-        (
-            "would remove",
-            f"{config.resolved_pattern()} of {outline.targeted:,} weights in {outline.matrices} matrices",
-        ),
+        ("would remove", _would_remove(plan, outline)),
         *((f"{name} text", _text(corpus.facts)) for name, corpus in plan.corpora.items()),
         *((f"evaluation on {label}", _text(corpus.facts)) for label, corpus in plan.evaluation.items()),
     ]
+
+
+def _would_remove(plan: Plan, outline: Outline) -> str:
+    pattern = plan.config.resolved_pattern()
+    if outline.matrices:
+        return f"{pattern} of {outline.targeted:,} weights in {outline.matrices} matrices"
+    share = f"{outline.pruned:,} weights, {_percent(outline.pruned / outline.parameters)} of all parameters"
+    return f"{pattern}: {share}; {outline.left:,} parameters would be left"
 
 
 def _needs_of(found: Estimate) -> list[tuple[str, str]]:
@@ -174,7 +183,13 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         ("pattern", report.pattern),
         *((f"{corpus.name} text", _text(corpus)) for corpus in report.corpora),
         ("sparsity of the targeted weights", f"{_percent(totals.sparsity)} of {totals.targeted:,}"),
+        *(
+            [("of the block parameters", f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}")]
+            if report.units
+            else []
+        ),
         ("of all parameters", f"{_percent(totals.share_of_all)} of {totals.parameters:,}"),
+        *([("parameters left", f"{totals.left:,}")] if report.application == "remove" else []),
         ("time", f"{sum(report.timings.values()):.1f} s ({stages})"),
         ("peak memory", memory),
         *places.items(),
@@ -182,6 +197,12 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *_warnings(report.warnings),
     ]
     return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
+
+
+def _of_blocks(report: PruningReport) -> list[tuple[str, str]]:
+    totals = report.totals
+    share = f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}"
+    return [("of the block parameters", share)] if report.units else []
 
 
 def _comparison(report: PruningReport) -> Table:
