@@ -20,7 +20,7 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
 from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
-from hubprune.presets import CORPORA, TEMPLATES
+from hubprune.presets import ANSWERS, CORPORA, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
 from hubprune.report import PruningReport
 
@@ -47,7 +47,8 @@ def perplexity(variant: str, name: str, value: float, stderr: float, source: str
 @pytest.fixture
 def report() -> PruningReport:
     general = SourceFacts("roneneldan/TinyStories", None, "train", "b" * 40, None, 31)
-    domain = SourceFacts("qiaojin/PubMedQA", "pqa_labeled", "train", "c" * 40, TEMPLATES["qiaojin/PubMedQA"], 32)
+    name = "qiaojin/PubMedQA"
+    domain = SourceFacts(name, "pqa_labeled", "train", "c" * 40, TEMPLATES[name], 32, answer=ANSWERS[name])
     return PruningReport(
         base=BaseFacts(
             model_id="org/base",
@@ -227,8 +228,9 @@ def test_the_recipe_repeats_the_run(report: PruningReport) -> None:
     general = parse_corpus(keywords.pop("general"), num_samples=24, sequence_length=64).sources
     assert general == (SourceConfig("roneneldan/TinyStories", None, "train", "b" * 40),)
     domain = parse_corpus(keywords.pop("domain")).sources
-    template = TEMPLATES["qiaojin/PubMedQA"]
-    assert domain == (SourceConfig("qiaojin/PubMedQA", "pqa_labeled", "train", "c" * 40, template),)
+    name = "qiaojin/PubMedQA"
+    wanted = SourceConfig(name, "pqa_labeled", "train", "c" * 40, TEMPLATES[name], answer=ANSWERS[name])
+    assert domain == (wanted,)
     assert (keywords.pop("num_samples"), keywords.pop("sequence_length")) == (24, 64)
     assert PruningConfig(**keywords).to_dict() == report.config
 
@@ -248,7 +250,10 @@ def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningR
     wanted = []
     for row, source in zip(rows, parse_corpus("medical").sources, strict=True):
         wanted.append(dataclasses.replace(source, revision="e" * 40, template=row.template, weight=row.weight))
-    facts = [SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9, weight=s.weight) for s in wanted]
+    facts = [
+        SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9, weight=s.weight, answer=s.answer)
+        for s in wanted
+    ]
     report.corpora = [CorpusFacts("domain", facts, 8, 32, 256, packing=False, seed=3)]
     text = render_card(report, REPO)
     _, keywords, _ = called_with(python_block(text, "How it was made"))

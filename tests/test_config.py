@@ -15,7 +15,7 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
 from hubprune.errors import ConfigError
 from hubprune.fields import ALIASES
-from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES
+from hubprune.presets import ANSWERS, APPLICATIONS, CORPORA, METHODS, TEMPLATES
 from hubprune.sparsity import NM, SCOPES, Unstructured
 
 
@@ -223,10 +223,13 @@ def test_a_short_form_says_repository_revision_configuration_and_split(text: str
 
 def test_a_data_set_of_a_preset_brings_its_template_unless_another_way_is_named() -> None:
     name, template = next(iter(TEMPLATES.items()))
-    assert parse_source(f"{name}@v1::test") == SourceConfig(name, None, "test", "v1", template)
-    assert parse_source(name, template="{x}").template == "{x}"
+    wanted = SourceConfig(name, None, "test", "v1", template, answer=ANSWERS[name])
+    assert parse_source(f"{name}@v1::test") == parse_source(f"{name}@v1::test", template=template) == wanted
+    other = parse_source(name, template="{x}")
+    assert (other.template, other.answer) == ("{x}", None)
     named = parse_source(name, text_column="x")
-    assert (named.template, named.text_column) == (None, "x")
+    assert (named.template, named.text_column, named.answer) == (None, "x", None)
+    assert parse_source(name, answer=None) == SourceConfig(name, template=template)
 
 
 def test_a_corpus_is_given_in_many_ways() -> None:
@@ -260,8 +263,8 @@ def test_what_is_no_corpus_is_told_what_is_one(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_corpus(value)
     assert str(caught.value) == (
-        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]]', several joined "
-        f"with '+', a file, a CorpusConfig or a list of strings, got {value!r}"
+        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]][?column=value]', "
+        f"several joined with '+', a file, a CorpusConfig or a list of strings, got {value!r}"
     )
 
 
@@ -281,7 +284,7 @@ def test_what_is_no_corpus_is_told_what_is_one(value: Any) -> None:
         ({"sources": [{}]}, "a corpus source needs a data set or a file, got an empty name"),
         (
             {"sources": [{"dataset": "org/a", "spilt": "test"}]},
-            "SourceConfig has no field 'spilt': did you mean 'split'?",
+            "SourceConfig has no field 'spilt': did you mean 'split' or 'filters'?",
         ),
     ],
 )

@@ -14,16 +14,16 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
-    "sources architecture weights activations shards work calibration inputs replay stats criterion criteria evidence "
-    "masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow footprint "
-    "probe estimate runs modeling quantizer cli __main__"
+    "filling sources architecture weights activations shards work sequences calibration inputs replay stats criterion "
+    "criteria evidence masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher "
+    "flow footprint probe estimate runs modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
-    "errors resources sparsity fields presets corpora config facts report huberrors hub jobs sources readme recipe "
-    "card".split()
+    "errors resources sparsity fields presets corpora config facts report huberrors hub jobs filling sources "
+    "readme recipe card".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}

@@ -10,8 +10,8 @@ import torch
 from hubprune.config import PruningConfig
 from hubprune.corpora import parse_corpus, parse_source
 from hubprune.criterion import Criterion, load_criterion
+from hubprune.filling import Field, parse_template
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
-from hubprune.sources import Field, parse_template
 from hubprune.sparsity import SCOPES
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

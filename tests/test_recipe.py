@@ -24,7 +24,12 @@ def facts(name: str, *sources: SourceConfig, **fields: Any) -> CorpusFacts:
     """A corpus as it was used, 16 sequences of 64 tokens from the sources."""
     rows = [
         SourceFacts(
-            s.dataset, s.config, s.split, s.revision, s.template, text_column=s.text_column, rows=9, weight=s.weight
+            *(s.dataset, s.config, s.split, s.revision, s.template),
+            rows=9,
+            text_column=s.text_column,
+            weight=s.weight,
+            filters=list(s.filters),
+            answer=s.answer,
         )
         for s in sources
     ]
@@ -242,7 +247,8 @@ def test_the_lines_ask_for_the_run_that_was_made(
     config: PruningConfig, given_sources: list[SourceConfig], packing: bool, seed: int
 ) -> None:
     made = report(config, facts("domain", *given_sources, packing=packing, seed=seed))
-    corpus = CorpusConfig(tuple(given_sources), num_samples=16, sequence_length=64, packing=packing, seed=seed)
+    usual = None if packing else False
+    corpus = CorpusConfig(tuple(given_sources), num_samples=16, sequence_length=64, packing=usual, seed=seed)
     _, keywords, _ = run_python(python_recipe(made, None))
     shared = {name: keywords.pop(name) for name in ("num_samples", "sequence_length") if name in keywords}
     assert parse_corpus(keywords.pop("domain"), **shared) == corpus

@@ -13,13 +13,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, SourceFacts, Totals, Verification
+from hubprune.facts import (
+    BaseFacts,
+    CorpusFacts,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    SourceFacts,
+    Totals,
+    UnitFacts,
+    Verification,
+)
 from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
 
 
 def full_report() -> PruningReport:
     """A report in which no field has its default."""
-    source = SourceFacts("org/set", "small", "train", "c" * 40, "{text}", text_column="text", rows=7, weight=2.0)
+    source = SourceFacts(
+        *("org/set", "small", "train", "c" * 40, "{text} {label}"),
+        rows=7,
+        text_column="text",
+        weight=2.0,
+        filters=[("lang", "de")],
+        answer="{label}",
+    )
+    corpus = CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1)
     return PruningReport(
         base=BaseFacts(
             "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
@@ -28,8 +46,15 @@ def full_report() -> PruningReport:
         pattern="2:4",
         application="zero",
         options={"x": 1.5},
-        corpora=[CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"])],
+        corpora=[corpus],
         matrices=[MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1)],
+        units=[
+            UnitFacts(
+                *("model.layers.1.mlp", 1, "ffn_neuron", 8, "a0", 96, {"min": 0.5}, 0.5, {"general/domain": 0.25}),
+                stand_ins=[(0, 1, 0.5)],
+                damping=0.1,
+            )
+        ],
         totals=Totals(1536, 768, 770, 20_000),
         untouched_sha256="b" * 64,
         probe=Probe([1, 2, 3], [0.5, -1.25]),
@@ -73,6 +98,7 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
     again = PruningReport.load(tmp_path)
     assert again == report
     assert isinstance(again.matrices[0].shape, tuple)
+    assert again.corpora[0].sources[0].filters == [("lang", "de")]
     assert "première ligne" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == [REPORT_NAME]
 

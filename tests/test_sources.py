@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hubprune.corpora import SourceConfig
 from hubprune.errors import AccessError, CorpusError
+from hubprune.filling import parse_template
 from hubprune.hub import READERS
 from hubprune.localhub import EmbeddedHub, seed_folder
-from hubprune.sources import Document, documents, parse_template, resolve_source, row_key, text_key
+from hubprune.sources import Document, documents, resolve_source, row_key, text_key
 from tests.pruned import tiny_tokenizer
 
 LONG = "a text of more than five words"
