@@ -56,7 +56,9 @@ class SourceConfig:
     def __post_init__(self) -> None:
         problems = []
         pairs = self.filters.items() if isinstance(self.filters, Mapping) else self.filters
-        if isinstance(pairs, str) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        if isinstance(pairs, str) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] != "" for pair in pairs
+        ):
             problems.append(f"filters are columns with their values, such as {{'lang': 'de'}}, got {self.filters!r}")
         else:
             object.__setattr__(self, "filters", tuple((str(column), str(value)) for column, value in pairs))

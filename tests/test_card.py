@@ -268,6 +268,33 @@ def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningR
     assert "--domain medical --num-samples 8" in render_card(report, REPO)  # the preset brings the weights
 
 
+def test_filters_and_answers_are_told(report: PruningReport) -> None:
+    corpus, source = report.corpora[1], report.corpora[1].sources[0]
+    corpus.name, corpus.packing = "task", False
+    source.filters = [("lang", "de"), ("kind", "a|b")]
+    corpus.examples, corpus.distinct_answers, corpus.passed_over = 24, 3, 2
+    report.evaluation[3].sources = ["qiaojin/PubMedQA:pqa_labeled:test?lang=de"]
+    text = render_card(report, REPO)
+    rows = tables(text)["Calibration text"]
+    assert r"`pqa_labeled` `train` `?lang=de&kind=a\|b` (32 rows)" in rows[2][4]
+    assert "rows picked by `?lang=de&kind=a|b`, rows written as `Abstract:" in text
+    assert "of which `{final_decision}. {long_answer}` is the answer." in text
+    assert (
+        "The task corpus holds 24 examples, each with its answer; 3 different answers, and 2 examples were passed "
+        "over, since their answer alone is longer than a sequence." in text
+    )
+    task = parse_corpus(called_with(python_block(text, "How it was made"))[1]["task"]).sources
+    assert task[0].filters == (("lang", "de"), ("kind", "a|b"))
+    assert "?lang=de&kind=a|b'" in re.search(r"```bash\n(.*?)\n```", text)[1]
+    result = ModelCard(text).data.eval_results[1]
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == (
+        "qiaojin/PubMedQA",
+        "pqa_labeled",
+        "test",
+    )
+    assert "kept for **medical** text" in text
+
+
 def test_what_is_missing_is_said_and_not_invented() -> None:
     text = render_card(PruningReport(config={"method": "magnitude"}, base=BaseFacts("./models/mine")))
     data = ModelCard(text).data.to_dict()
@@ -320,6 +347,7 @@ def test_hostile_strings_break_nothing(report: PruningReport, hostile: str) -> N
     report.base.card = {"license": hostile, "tags": [hostile, {"no": "tag"}], "language": hostile}
     report.corpora[0].samples = [hostile, hostile]
     report.corpora[0].sources[0].dataset = report.corpora[1].sources[0].template = hostile
+    report.corpora[1].sources[0].filters = [(hostile, hostile)]
     report.matrices[0].kind = report.warnings[0] = report.pattern = hostile
     report.evaluation[0].corpus = report.evaluation[2].corpus = report.evaluation[2].sources[0] = hostile
     report.hardware = {hostile: hostile}
