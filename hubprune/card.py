@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from hubprune.corpora import SourceConfig, parse_source
+from hubprune.corpora import SourceConfig, filter_text, parse_source
 from hubprune.presets import CORPORA, METHODS
 from hubprune.readme import as_list, merge_metadata, own_parts, unique, write_section
 from hubprune.recipe import HUB_ID, base_on_hub, cli_recipe, public, python_recipe, quote
@@ -40,9 +40,9 @@ def _hub_datasets(report: PruningReport) -> list[str]:
 
 
 def domains(report: PruningReport) -> list[str]:
-    """Names of the preset domains that the domain corpus belongs to, such as ``medical``."""
+    """Names of the preset domains that the domain and the task belong to, such as ``medical``."""
     presets = {name: {parse_source(row.dataset).dataset for row in rows} for name, rows in CORPORA.items()}
-    used = [source.dataset for corpus in report.corpora if corpus.name == "domain" for source in corpus.sources]
+    used = [s.dataset for corpus in report.corpora if corpus.name in ("domain", "task") for s in corpus.sources]
     return [
         name
         for name, datasets in presets.items()
@@ -215,6 +215,7 @@ def render_card(report: PruningReport, repo_id: str | None = None, existing: str
         count=lambda value: f"{value:,}",
         percent=lambda value: f"{100 * value:.2f} %",
         decimals=lambda value: f"{value:.2f}",
+        filters=filter_text,
         size=size,
     )
     text = environment.get_template("model_card.md.jinja").render(

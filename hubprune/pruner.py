@@ -56,8 +56,8 @@ def prune(
         model: The model. Where its blocks are on disk, the result goes to the journal's folder.
         tokenizer: Its tokenizer; None when every corpus is given as token ids.
         config: What to prune and how.
-        corpora: Calibration text by name (``general``, ``domain``): a ``Corpus``, token ids ``(n, T)``, or what
-            ``from_pretrained`` takes.
+        corpora: Calibration text by name (``general``, ``domain``, ``language``, ``task``): a ``Corpus``, token ids
+            ``(n, T)``, or what ``from_pretrained`` takes.
         criterion: A criterion of your own, instead of the config's method.
         progress: Whether to show a progress bar.
         journal: Where finished blocks are written down; None for nowhere.

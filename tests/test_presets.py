@@ -10,8 +10,8 @@ import torch
 from hubprune.config import PruningConfig
 from hubprune.corpora import parse_corpus, parse_source
 from hubprune.criterion import Criterion, load_criterion
+from hubprune.filling import Field, parse_template, split_template
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES, Method
-from hubprune.sources import Field, parse_template
 from hubprune.sparsity import SCOPES
 from hubprune.unit_criterion import UnitCriterion
 
@@ -72,7 +72,7 @@ def test_a_corpus_names_data_sets_of_the_hub_in_full(name: str) -> None:
     for row, source in zip(rows, sources, strict=True):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.dataset)
         assert f"{source.dataset}:{source.config}:{source.split}" == row.dataset
-        assert (source.template, source.weight) == (row.template, row.weight)
+        assert (source.template, source.weight, source.answer) == (row.template, row.weight, row.answer)
 
 
 @each_corpus
@@ -80,10 +80,15 @@ def test_the_templates_of_a_corpus_can_be_filled(name: str) -> None:
     for row in CORPORA[name]:
         if row.template is not None:
             assert any(isinstance(part, Field) for part in parse_template(row.template))
+            assert row.answer is not None
+            question, answer = split_template(row.template, row.answer)
+            assert any(isinstance(part, Field) for part in question)
+            assert isinstance(answer[0], Field)
 
 
 def test_a_data_set_of_a_preset_has_one_template_wherever_it_is_named() -> None:
     templated = [row for rows in CORPORA.values() for row in rows if row.template is not None]
     assert len(templated) == len(TEMPLATES)
     for row in templated:
-        assert parse_source(row.dataset).template == row.template
+        source = parse_source(row.dataset)
+        assert (source.template, source.answer) == (row.template, row.answer)

@@ -152,13 +152,22 @@ def prune(
     domain: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text of the domain, likewise.", rich_help_panel=TEXT_PANEL)
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text in the language, likewise.", rich_help_panel=TEXT_PANEL)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Examples of the task, likewise.", rich_help_panel=TEXT_PANEL)
+    ] = None,
     num_samples: Annotated[
         int, typer.Option(help="Sequences of each text.", rich_help_panel=TEXT_PANEL)
     ] = CorpusConfig.num_samples,
     sequence_length: LengthOption = None,
     packing: Annotated[
-        bool,
-        typer.Option(help="Join documents to full sequences, or one each.", rich_help_panel=TEXT_PANEL),
+        bool | None,
+        typer.Option(
+            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers.",
+            rich_help_panel=TEXT_PANEL,
+        ),
     ] = CorpusConfig.packing,
     streaming: Annotated[
         bool,

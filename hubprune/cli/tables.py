@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
-    from hubprune.facts import CorpusFacts, Perplexity, Verification
+    from hubprune.facts import CorpusFacts, Perplexity, SourceFacts, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.report import PruningReport
@@ -58,7 +58,7 @@ def _competes(method: Method) -> str:
 
 def _needs(method: Method) -> str:
     if method.corpora == ("any",):
-        return "text of any kind"
+        return "any text"
     return " and ".join(method.corpora) + " text" if method.corpora else "no text"
 
 
@@ -239,14 +239,24 @@ def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) ->
         texts: The texts.
     """
     corpora = report.corpora if report is not None else []
-    used = {(s.dataset, s.config, s.split): corpus.name for corpus in corpora for s in corpus.sources}
-    return [
+    used = [(source, corpus.name) for corpus in corpora for source in corpus.sources]
+    found = {
         f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the "
-        f"{text.name} text comes from there too: its perplexity may be too good"
+        f"{text.name} text comes from there too: its perplexity may be too good": None
         for text in texts
         for source in text.sources
-        if (name := used.get((source.dataset, source.config, source.split))) is not None
-    ]
+        for known, name in used
+        if _may_share_rows(source, known)
+    }
+    return list(found)
+
+
+def _may_share_rows(one: SourceFacts, other: SourceFacts) -> bool:
+    """Whether two sources read the same split, and no filter tells their rows apart."""
+    theirs = dict(other.filters)
+    apart = any(theirs.get(column, value) != value for column, value in one.filters)
+    same = (one.dataset, one.config, one.split) == (other.dataset, other.config, other.split)
+    return same and not apart
 
 
 def stamp(verification: Verification) -> Table:
@@ -274,12 +284,19 @@ def _method(name: str, application: str, options: Mapping[str, Any]) -> str:
 
 
 def _text(facts: CorpusFacts) -> str:
+    from hubprune.corpora import filter_text
+
     places = " + ".join(
-        ":".join(filter(None, (source.dataset, source.config, source.split))) for source in facts.sources
+        ":".join(filter(None, (source.dataset, source.config, source.split))) + filter_text(source.filters)
+        for source in facts.sources
+    )
+    kind = f"examples with {facts.distinct_answers} different answers" if facts.examples else "sequences"
+    left_out = (
+        f"; {facts.passed_over} examples were passed over, their answers are longer" if facts.passed_over else ""
     )
     return (
-        f"{facts.num_sequences} sequences of up to {facts.sequence_length} tokens ({facts.tokens:,} in all) from "
-        f"{places or 'texts given'}"
+        f"{facts.num_sequences} {kind} of up to {facts.sequence_length} tokens ({facts.tokens:,} in all) from "
+        f"{places or 'texts given'}{left_out}"
     )
 
 
