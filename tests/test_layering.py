@@ -15,15 +15,15 @@ PACKAGE = ROOT / "hubprune"
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
     "sources architecture weights activations shards work calibration inputs replay stats criterion criteria evidence "
-    "masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow footprint "
-    "probe estimate runs modeling quantizer cli __main__"
+    "masks apply sweeps loop pruner evaluation opening verifier readme recipe drawing figures similarity card saving "
+    "publisher comparison flow footprint probe estimate runs modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
     "errors resources sparsity fields presets corpora config facts report huberrors hub jobs sources readme recipe "
-    "card".split()
+    "drawing figures similarity card".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}
