@@ -1,4 +1,4 @@
-"""The only place that writes weights: ``zero`` and ``compensate``."""
+"""The only place that writes weights: single ones and whole lines to zero, and the remaining ones to repair them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from hubprune import masks
-from hubprune.sparsity import NM, Pattern
+from hubprune.sparsity import NM, WeightPattern
+from hubprune.stats import damped_cholesky
 
 Selector = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 ScoreSpan = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,6 +22,45 @@ def zero(weight: torch.Tensor, keep: torch.Tensor) -> None:
         keep: Boolean ``(d_out, d_in)``, True = keep.
     """
     weight.masked_fill_(~keep, 0)
+
+
+def zero_lines(weight: torch.Tensor, axis: int, lines: torch.Tensor) -> None:
+    """Set rows or columns to zero.
+
+    Args:
+        weight: Any shape, written in place.
+        axis: The axis along which lines are counted.
+        lines: Their positions.
+    """
+    weight.index_fill_(axis, lines.to(weight.device), 0)
+
+
+def fold(weight: torch.Tensor, hessian: torch.Tensor, gone: torch.Tensor, damping: float) -> float:
+    """Let the columns that stay make up for those that go, by least squares on the layer's inputs.
+
+    With the second moment C of the inputs, the removed inputs D are predicted from the kept ones S by
+    ``B = C_DS (C_SS + ridge)^-1``, and ``W_S += W_D B`` leaves the smallest squared error of the output.
+
+    Args:
+        weight: ``(d_out, d_in)``, written in place; removed columns are set to zero.
+        hessian: Second moment of the inputs, ``(d_in, d_in)``, up to a factor.
+        gone: The columns that go, boolean ``(d_in,)``.
+        damping: The ridge, as a fraction of the mean diagonal; raised tenfold when the factorisation fails.
+
+    Returns:
+        The damping that was needed.
+
+    Raises:
+        NumericalError: It fails even with the largest damping tried.
+    """
+    stay = ~gone
+    between = hessian[gone][:, stay]
+    factor, used = damped_cholesky(hessian[stay][:, stay], damping)
+    folded = torch.cholesky_solve(between.T, factor)  # (kept, removed)
+    repaired = weight[:, stay].float() + weight[:, gone].float() @ folded.T
+    weight[:, stay] = repaired.to(weight.dtype)
+    weight[:, gone] = 0
+    return used
 
 
 def copy(weight: torch.Tensor, source: torch.Tensor) -> None:
@@ -84,7 +124,7 @@ def select_from_mask(keep: torch.Tensor) -> Selector:
     return lambda weights, diagonal, start: keep[:, start : start + weights.shape[1]]
 
 
-def select_by_scores(score: ScoreSpan, pattern: Pattern, shape: tuple[int, int], block_size: int) -> Selector:
+def select_by_scores(score: ScoreSpan, pattern: WeightPattern, shape: tuple[int, int], block_size: int) -> Selector:
     """Selector that chooses inside the sweep, from weights that are already repaired.
 
     Args:

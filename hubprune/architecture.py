@@ -140,21 +140,22 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
-def _block_matrices(prefix: str, index: int, block: nn.Module) -> list[Matrix]:
+def _block_matrices(prefix: str, index: int, number: int, block: nn.Module) -> list[Matrix]:
+    """The matrices of a block, given its place in its list and its number among all blocks."""
     found = []
     for name, module in block.named_modules():
         full = f"{prefix}.{index}.{name}"
         if "router" in type(module).__name__.lower():  # chooses experts; as small as it is decisive
             continue
         if isinstance(module, nn.Linear | Conv1D):
-            found.append(Matrix(full, index, module, transposed=isinstance(module, Conv1D)))
+            found.append(Matrix(full, number, module, transposed=isinstance(module, Conv1D)))
             continue
         for attribute in EXPERT_PARAMETERS:
             parameter = getattr(module, attribute, None)
             if isinstance(parameter, nn.Parameter) and parameter.dim() == 3:
                 transposed = bool(getattr(module, "is_transposed", False))
                 found.extend(
-                    Matrix(f"{full}.{attribute}[{expert}]", index, module, attribute, expert, transposed)
+                    Matrix(f"{full}.{attribute}[{expert}]", number, module, attribute, expert, transposed)
                     for expert in range(parameter.shape[0])
                 )
     return found
@@ -172,20 +173,42 @@ def name_matches(name: str, pattern: str) -> bool:
     return pattern in (name, bare, bare.rpartition(".")[2])
 
 
-def find_matrices(model: nn.Module, targets: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Matrix]:
+def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of blocks of a model: one, or those of encoder and decoder, each with its name."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [find_blocks(model)]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and re.search(r"(^|\.)(encoder|decoder)\.(block|layers)$", name)
+    ]
+    if not found:
+        raise UnsupportedModelError(f"{type(model).__name__} has no encoder and decoder blocks: give a T5-type model")
+    return found
+
+
+def find_matrices(
+    model: nn.Module, targets: Sequence[str] = (), ignore: Sequence[str] = (), *, stack: str | None = None
+) -> list[Matrix]:
     """List the matrices to prune, in the order of the blocks.
 
     Args:
-        model: A decoder language model.
+        model: A language model.
         targets: Patterns of the matrices wanted; empty for every linear map of the blocks.
         ignore: Patterns of the matrices left alone.
+        stack: Name of the list of blocks, where there are several; None for all of them.
 
     Raises:
         ConfigError: A pattern matches nothing, or nothing is left.
         UnsupportedModelError: The model has no decoder blocks, or no linear map in them.
     """
-    prefix, blocks = find_blocks(model)
-    matrices = [matrix for index, block in enumerate(blocks) for matrix in _block_matrices(prefix, index, block)]
+    every = [(prefix, index, block) for prefix, blocks in stacks_of(model) for index, block in enumerate(blocks)]
+    matrices = [
+        matrix
+        for number, (prefix, index, block) in enumerate(every)
+        if stack in (None, prefix)
+        for matrix in _block_matrices(prefix, index, number, block)
+    ]
     if not matrices:
         raise UnsupportedModelError(f"the blocks of {type(model).__name__} hold no linear map: nothing can be pruned")
     names = {m.name for m in matrices} | {m.kind for m in matrices}

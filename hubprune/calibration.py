@@ -44,12 +44,25 @@ class Corpus:
         sequences: Token ids, each ``(T,)``, int64.
         facts: What the report says about it.
         keys: Hashes by which its documents are recognised.
+        answers: Where the answer begins in each sequence; empty for text without answers.
+        labels: The text of each answer, likewise.
     """
 
     name: str
     sequences: tuple[torch.Tensor, ...]
     facts: CorpusFacts
     keys: frozenset[str] = frozenset()
+    answers: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def share(self) -> Corpus:
+        """The part of it that this process runs."""
+        return replace(
+            self,
+            sequences=tuple(ranks.share(self.sequences)),
+            answers=tuple(ranks.share(self.answers)),
+            labels=tuple(ranks.share(self.labels)),
+        )
 
     def named(self, name: str) -> Corpus:
         """The same text under another name."""

@@ -11,7 +11,7 @@ from typing import Any
 from hubprune.errors import ConfigError, did_you_mean
 from hubprune.fields import count_problems, in_our_words
 from hubprune.presets import APPLICATIONS, CORPORA, METHODS, Method
-from hubprune.sparsity import SCOPES, Pattern, Unstructured, parse_pattern
+from hubprune.sparsity import SCOPES, Pattern, Structured, Unstructured, parse_pattern, parse_units
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,16 @@ class PruningConfig:
         sparsity: Fraction removed of the targeted weights, in [0, 1). None: 0.5, or what ``pattern`` implies.
         pattern: ``"N:M"`` such as ``"2:4"`` (N weights kept of every M along the input), None for unstructured.
         scope: Who competes with whom in an unstructured run: row, block, matrix or model. None: the method's own.
-        application: ``zero`` leaves the remaining weights alone, ``compensate`` repairs them (SparseGPT's column
-            sweep). None: the method's own.
+        application: ``zero`` leaves the remaining weights alone; ``compensate`` repairs them, by SparseGPT's column
+            sweep or, for units, by least squares; ``remove`` cuts units out, so that the model gets smaller. None:
+            the method's own, and ``remove`` for units.
+        unit: What is removed: single weights (``weight``) or units of the model (``ffn_neuron``, ``kv_group``,
+            ``attention_dim``, ``layer``), several joined with ``+``. None: the method's own.
+        share_of: What ``sparsity`` is a share of when units are removed: the ``units``, the weights of all ``blocks``,
+            or all parameters of the ``model``.
+        repair: Whether the remaining weights make up for units that are removed. None: yes, except with ``zero``.
+        multiple: When units are removed physically, how many are left is a multiple of this. None: 128 from two
+            billion parameters on, 64 from a hundred million, 8 below.
         targets: Names of the matrices to prune; empty for every linear map of the decoder blocks. A name is a full
             module name, a last component (``q_proj``), or ``re:`` and a regular expression matched from the start.
         ignore: Matrices left alone, in the same notation.
@@ -43,6 +51,10 @@ class PruningConfig:
     pattern: str | None = None
     scope: str | None = None
     application: str | None = None
+    unit: str | None = None
+    share_of: str = "units"
+    repair: bool | None = None
+    multiple: int | None = None
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     block_size: int = 128
@@ -57,6 +69,7 @@ class PruningConfig:
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "options", dict(self.options))
         problems = [*self._pattern_problems(), *self._method_problems(), *self._number_problems()]
+        problems += self._unit_problems() if self.method in METHODS else []
         if problems:
             raise ConfigError(problems)
 
@@ -83,6 +96,48 @@ class PruningConfig:
                 )
         if self.scope is not None and self.scope not in SCOPES:
             problems.append(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+        return problems
+
+    def _unit_problems(self) -> list[str]:
+        method, unit = self.preset, self.resolved_unit()
+        given: dict[str, object] = {"pattern": self.pattern, "scope": self.scope}
+        if unit == "weight":
+            problems = [] if method.unit == "weight" else [f"method {self.method!r} scores units, got unit 'weight'"]
+            given = {"repair": self.repair, "multiple": self.multiple}
+            if self.share_of != "units":
+                given["share_of"] = self.share_of
+            if self.application == "remove":
+                problems.append("single weights cannot be cut out, got application 'remove': name a unit, or use zero")
+            what = "goes with units"
+        else:
+            problems, what = [], "goes with single weights"
+            try:
+                Structured(0.0, parse_units(unit), self.share_of)  # type: ignore[arg-type]
+            except ConfigError as error:
+                problems += error.problems
+            if (method.unit == "layer") != (unit == "layer"):
+                problems.append(f"method {self.method!r} scores {method.unit}, got unit {unit!r}: drop one of them")
+            if self.repair is False and self.application == "compensate":
+                problems.append("application 'compensate' repairs, got repair=False: use zero, or drop repair")
+            if unit == "layer" and (self.resolved_application() != "remove" or self.repair):
+                problems.append("layers are removed as they are: drop application and repair")
+            if "attention_dim" in unit and self.resolved_application() == "remove":
+                problems.append(
+                    "single attention dimensions can only be masked, got application 'remove': use zero or compensate"
+                )
+            if "attention_dim" in unit and self.method not in ("cus-prun", "random"):
+                problems.append(f"attention dimensions are scored by cus-prun and random, got method {self.method!r}")
+            if self.method in ("mutual-information",) and unit != "ffn_neuron":
+                problems.append(f"method {self.method!r} compares neurons, got unit {unit!r}: drop it")
+            if self.targets or self.ignore:
+                problems.append("targets and ignore go with single weights, got them with units: drop them")
+        problems += [
+            f"{name} {what}, got {name}={value!r} with unit {unit!r}: drop one"
+            for name, value in given.items()
+            if value is not None
+        ]
+        if self.multiple is not None:
+            problems += count_problems(self, {"multiple": (1, " unit")})
         return problems
 
     def _method_problems(self) -> list[str]:
@@ -131,12 +186,29 @@ class PruningConfig:
         """The pattern with the method's defaults filled in."""
         if self.pattern is not None:
             return parse_pattern(self.pattern)
-        sparsity = 0.5 if self.sparsity is None else float(self.sparsity)
+        sparsity = self.preset.sparsity if self.sparsity is None else float(self.sparsity)
+        unit = self.resolved_unit()
+        if unit != "weight":
+            return Structured(sparsity, parse_units(unit), self.share_of)  # type: ignore[arg-type]
         return Unstructured(sparsity, self.scope or self.preset.scope)  # type: ignore[arg-type]
 
+    def resolved_unit(self) -> str:
+        """What is removed, with the method's default filled in."""
+        return self.unit or self.preset.unit
+
     def resolved_application(self) -> str:
-        """The application with the method's default filled in."""
-        return self.application or self.preset.application
+        """The application with the default filled in."""
+        removes = self.resolved_unit() != "weight" and "attention_dim" not in self.resolved_unit()
+        default = "remove" if removes else "zero" if self.resolved_unit() != "weight" else self.preset.application
+        return self.application or default
+
+    def repairs(self) -> bool:
+        """Whether remaining weights are changed to make up for what is removed."""
+        if self.resolved_unit() == "weight":
+            return self.resolved_application() == "compensate"
+        if self.resolved_unit() == "layer":
+            return False
+        return self.resolved_application() != "zero" if self.repair is None else self.repair
 
     def resolved_options(self) -> dict[str, float | str]:
         """The method's settings with its defaults filled in."""
@@ -148,7 +220,7 @@ class PruningConfig:
         narrowed = {"no-general": ("domain",), "no-domain": ("general",), "general-only": ("general",)}
         if terms in narrowed:
             return narrowed[str(terms)]
-        if not self.preset.corpora and self.resolved_application() == "compensate":
+        if not self.preset.corpora and self.repairs():
             return ("any",)
         return self.preset.corpora
 

@@ -31,6 +31,7 @@ class Criterion:
         compensation_corpora: Corpora of the Hessian that repairs the remaining weights.
         scope: Scope of an unstructured run, where the config names none and the criterion is not of the table.
         application: What is done to the weights, likewise.
+        seed: Seed of the run.
     """
 
     summary: Summary | None = None
@@ -40,6 +41,7 @@ class Criterion:
     compensation_corpora: tuple[str, ...] = ("all",)
     scope: ClassVar[str] = "matrix"
     application: ClassVar[str] = "zero"
+    seed: int = 0
 
     def required_corpora(self) -> tuple[str, ...]:
         """Corpora it cannot do without; ``all`` among them asks for at least one of any name."""
@@ -108,4 +110,5 @@ def load_criterion(config: PruningConfig) -> Criterion:
     module, _, name = config.preset.criterion.partition(":")
     kind = getattr(importlib.import_module(f"hubprune.criteria.{module}"), name)
     criterion: Criterion = kind(**config.resolved_options())
+    criterion.seed = config.seed
     return criterion

@@ -10,7 +10,7 @@ from hubprune.architecture import Matrix
 from hubprune.criterion import Criterion
 from hubprune.errors import NumericalError
 from hubprune.inputs import InputSink
-from hubprune.stats import Hessian, InputCollector, InputNorm, StatisticName, inverse_cholesky
+from hubprune.stats import Hessian, InputCollector, InputNorm, Statistic, StatisticName, inverse_cholesky
 
 Need = tuple[StatisticName, str]
 
@@ -53,6 +53,10 @@ class Evidence:
     def sinks(self, corpus: str) -> list[InputSink]:
         """Collectors that the inputs from a corpus go to."""
         return [collector for (_, name), collector in self._collected.items() if name in ("all", corpus)]
+
+    def statistic(self, name: StatisticName, corpus: str, matrix: Matrix) -> Statistic:
+        """A statistic that was collected, summed over all processes."""
+        return self._collected[name, corpus].get(matrix)
 
     def _hessians(self, matrix: Matrix, corpora: Sequence[str]) -> dict[str, Hessian]:
         found = {corpus: self._collected["hessian", corpus].get(matrix) for corpus in corpora}

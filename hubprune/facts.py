@@ -167,17 +167,33 @@ def pack_removed(removed: Sequence[bool]) -> str:
 
 @dataclass
 class Totals:
-    """Counts over the model; ``parameters`` counts tied weights once."""
+    """Counts over the model; tied weights count once.
+
+    Attributes:
+        targeted: Weights that could have been removed: those of the matrices, or of the units.
+        pruned: Weights that were removed, or set to zero by the mask.
+        zeros: Weights equal to zero afterwards, in the pruned matrices.
+        parameters: Parameters of the base model.
+        blocks: Those of them in the blocks.
+        left: Parameters of the result.
+    """
 
     targeted: int = 0
     pruned: int = 0
     zeros: int = 0
     parameters: int = 0
+    blocks: int = 0
+    left: int = 0
 
     @property
     def sparsity(self) -> float:
         """Fraction removed of the targeted weights."""
         return self.pruned / self.targeted if self.targeted else 0.0
+
+    @property
+    def share_of_blocks(self) -> float:
+        """Fraction removed of the parameters of the blocks."""
+        return self.pruned / self.blocks if self.blocks else 0.0
 
     @property
     def share_of_all(self) -> float:

@@ -109,7 +109,7 @@ def sparsity(report: PruningReport) -> Figure | None:
     cells: dict[tuple[str, int], list[MatrixFacts]] = {}
     for matrix in report.matrices:
         cells.setdefault((matrix.kind, matrix.block), []).append(matrix)
-    if not cells:
+    if not any(row.pruned for row in report.matrices):  # units that were cut out leave no zeros
         return None
     shares = {
         place: 100 * sum(row.pruned for row in rows) / sum(row.numel for row in rows) for place, rows in cells.items()
@@ -175,8 +175,8 @@ def kept_units(report: PruningReport) -> Figure | None:
 
 
 def scores(report: PruningReport) -> Figure | None:
-    """Scores of the units of each layer: the middle half, the middle 90 %, the median, and the highest removed."""
-    by_unit = _by_unit([row for row in report.units if "median" in row.scores])
+    """Scores of the units in each layer: the middle half, the middle 90 %, the median, and the highest removed."""
+    by_unit = _by_unit([row for row in report.units if "median" in row.scores and row.unit != "layer"])
     if not by_unit:
         return None
     figure = drawing.canvas((PANEL + 0.3) * len(by_unit))

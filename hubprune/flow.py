@@ -14,17 +14,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hubprune.allocation import allocate, blocks_of, weights_in
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
-from hubprune.errors import ConfigError, CorpusError, NotFoundError, UnsupportedModelError, UsageError
+from hubprune.errors import ConfigError, CorpusError, NotFoundError, NumericalError, UnsupportedModelError, UsageError
 from hubprune.evaluation import perplexity
 from hubprune.facts import BaseFacts, Perplexity
+from hubprune.masks import removed_count
 from hubprune.opening import Opening
 from hubprune.pruner import prune
+from hubprune.reloading import TOLERANCES, make_probe
+from hubprune.removal import kept_layers, shrunk
 from hubprune.report import PruningReport
-from hubprune.verifier import make_probe
+from hubprune.sparsity import Structured
 from hubprune.weights import weights_of
 
 # Sequences of held-out text in a perplexity, and the fewest it is worth printing for.
@@ -36,14 +40,18 @@ class Outline:
     """What a run will meet, known before any weight is downloaded.
 
     Attributes:
-        matrices: Matrices to prune.
-        targeted: Weights in them.
+        matrices: Matrices to prune; 0 where units are removed.
+        targeted: Weights in them, or in the units.
+        pruned: Weights that go.
+        left: Parameters of the result.
         parameters: Parameters of the model; tied ones count once.
         facts: The model, as a report records it.
     """
 
     matrices: int
     targeted: int
+    pruned: int
+    left: int
     parameters: int
     facts: BaseFacts
 
@@ -85,12 +93,26 @@ def draw(base: Opening, config: PruningConfig) -> Outline:
         raise UsageError(
             f"{base.name} was already pruned ({done['method']}, {done['pattern']}): prune {done['base_model']} instead"
         )
-    matrices = find_matrices(base.outline, config.targets, config.ignore)
-    check_pattern_fits(matrices, config.resolved_pattern())
+    parameters, matrices = weights_in(base.outline), 0
+    pattern = config.resolved_pattern()
+    if isinstance(pattern, Structured):
+        allocation = allocate(base.outline, config)
+        blocks = blocks_of(base.outline)
+        size = weights_in(blocks[0])
+        pruned = allocation.layers * size
+        pruned += sum(allocation.removed[group.name] * group.unit_size for group in allocation.groups)
+        targeted = sum(group.count * group.unit_size for group in allocation.groups) or len(blocks) * size
+    else:
+        found = find_matrices(base.outline, config.targets, config.ignore)
+        check_pattern_fits(found, pattern)
+        matrices, targeted = len(found), sum(matrix.view().numel() for matrix in found)
+        pruned = removed_count(targeted, pattern.sparsity)
     return Outline(
-        matrices=len(matrices),
-        targeted=sum(matrix.view().numel() for matrix in matrices),
-        parameters=sum(parameter.numel() for parameter in base.outline.parameters()),
+        matrices=matrices,
+        targeted=targeted,
+        pruned=pruned,
+        left=parameters - pruned if config.resolved_application() == "remove" else parameters,
+        parameters=parameters,
         facts=describe(base.outline, model_id=base.repo.repo_id, commit=base.repo.commit),
     )
 
@@ -205,7 +227,7 @@ class _Reader:
         return found, warnings
 
 
-def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> PruningReport:
+def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> tuple[PreTrainedModel, PruningReport]:
     """Measure, prune, measure again, and record it all.
 
     Args:
@@ -213,8 +235,11 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
         plan: The run.
         progress: Whether to show progress bars.
 
+    Returns:
+        The result, which is the same model unless units are cut out, and the record.
+
     Raises:
-        NumericalError: NaN was met, or a Hessian cannot be factorised.
+        NumericalError: NaN was met, or a Hessian cannot be factorised, or the smaller model answers otherwise.
     """
     timings = {"prepare": plan.seconds}
 
@@ -229,12 +254,45 @@ def execute(model: PreTrainedModel, plan: Plan, *, progress: bool = True) -> Pru
     before = timed("base")
     report = prune(model, plan.tokenizer, plan.config, plan.corpora, progress=progress)
     report.base = base_facts(model, plan)
+    if report.application == "remove":
+        model = smaller(model, report, plan.tokenizer)
     report.evaluation = before + timed("pruned")
     report.warnings = plan.warnings + report.warnings
     report.timings = {name: round(seconds, 3) for name, seconds in {**timings, **report.timings}.items()}
     report.probe = make_probe(model, plan.tokenizer)
     model.config.hubprune = report.summary()
-    return report
+    return model, report
+
+
+def smaller(
+    model: PreTrainedModel, report: PruningReport, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
+    """Cut out the units that are masked in a model, and check that the smaller model answers as the masked one does.
+
+    Args:
+        model: The masked model.
+        report: The record of the run that masked it.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        A new model of the same class.
+
+    Raises:
+        UnsupportedModelError: The model's class cannot be built so small.
+        NumericalError: The smaller model answers otherwise.
+    """
+    masked = None if kept_layers(report.units) is not None else make_probe(model, tokenizer)
+    small = shrunk(model, report.units)
+    if masked is not None:
+        logits = torch.tensor(masked.logits)
+        apart = float((torch.tensor(make_probe(small, tokenizer).logits) - logits).abs().max() / logits.abs().max())
+        allowed = TOLERANCES[str(model.dtype).removeprefix("torch.")]
+        if not apart <= allowed:
+            raise NumericalError(
+                f"a model without the removed units must answer as one in which they are zero, and its logits differ "
+                f"by {apart:.2g} of the largest, allowed {allowed:.2g}: mask them instead (application='compensate')"
+            )
+    return small
 
 
 def measure(model: PreTrainedModel, plan: Plan, variant: str, *, progress: bool = True) -> list[Perplexity]:

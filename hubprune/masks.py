@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from hubprune.sparsity import NM, Pattern
+from hubprune.sparsity import NM, WeightPattern
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -63,7 +63,7 @@ def keep_nm(scores: torch.Tensor, pattern: NM) -> torch.Tensor:
     return ~_lowest(groups, pattern.group - pattern.keep).reshape(scores.shape)
 
 
-def keep_mask(scores: torch.Tensor, pattern: Pattern, block_size: int = 128) -> torch.Tensor:
+def keep_mask(scores: torch.Tensor, pattern: WeightPattern, block_size: int = 128) -> torch.Tensor:
     """Keep mask of one matrix.
 
     Args:

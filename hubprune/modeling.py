@@ -108,9 +108,11 @@ class PrunerMixin:
             tokenizer=tokenizer,
             progress=progress,
         )
-        model = opening.weights(cls._load, *model_args)
-        model.hubprune_report = flow.execute(model, plan, progress=progress)
-        model.tokenizer = plan.tokenizer
+        base_model = opening.weights(cls._load, *model_args)
+        model, report = flow.execute(base_model, plan, progress=progress)
+        holder: Any = model  # through Any: a module declares its attributes as tensors and modules
+        holder.__class__ = type(base_model)  # a smaller model is built new, of the plain class
+        holder.hubprune_report, holder.tokenizer = report, plan.tokenizer
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Application = Literal["zero", "compensate"]
-APPLICATIONS: tuple[str, ...] = ("zero", "compensate")
+Application = Literal["zero", "compensate", "remove"]
+APPLICATIONS: tuple[str, ...] = ("zero", "compensate", "remove")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Method:
         title: The method's name in prose.
         summary: One sentence.
         arxiv: Identifier of the paper, empty when there is none.
+        unit: What it removes: single weights, or a unit of the model.
+        sparsity: Default fraction removed.
         options: The method's own settings with their defaults.
         choices: Allowed values of the settings that are words.
     """
@@ -38,6 +40,8 @@ class Method:
     title: str
     summary: str
     arxiv: str = ""
+    unit: str = "weight"
+    sparsity: float = 0.5
     options: Mapping[str, float | str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -120,6 +124,100 @@ METHODS: dict[str, Method] = {
             summary="SparseGPT with a Hessian mixed from general and domain text.",
             arxiv="2502.18424",
             options={"domain_ratio": 0.5},
+        ),
+        Method(
+            name="cus-prun",
+            criterion="cus_prun:CusPrun",
+            scope="",
+            application="remove",
+            corpora=("any",),
+            title="Cus-Prun",
+            summary="Units that matter to none of language, domain and task go; no training.",
+            arxiv="2506.02561",
+            unit="ffn_neuron",
+            sparsity=0.25,
+            options={"documents": "max"},
+            choices={"documents": ("max", "mean", "p95")},
+        ),
+        Method(
+            name="attribution",
+            criterion="attribution:Attribution",
+            scope="",
+            application="remove",
+            corpora=("task",),
+            title="Attribution",
+            summary="Units that contribute little to the answers of a task go; labels may be the model's own.",
+            arxiv="2205.04157",
+            unit="ffn_neuron",
+            sparsity=0.25,
+            options={"variant": "abs", "target": "logprob", "labels": "given", "per_label": "no", "confidence": 0.5},
+            choices={
+                "variant": ("abs", "signed"),
+                "target": ("logprob", "prob"),
+                "labels": ("given", "pseudo"),
+                "per_label": ("no", "yes"),
+            },
+        ),
+        Method(
+            name="mutual-information",
+            criterion="mutual_information:MutualInformation",
+            scope="",
+            application="remove",
+            corpora=("any",),
+            title="Mutual information",
+            summary="Of two neurons that say the same, the weaker one goes; names its stand-in.",
+            arxiv="2406.00030",
+            unit="ffn_neuron",
+            sparsity=0.1,
+            options={"strategy": "greedy", "alpha": 2.0, "positions": 128},
+            choices={"strategy": ("greedy", "random")},
+        ),
+        Method(
+            name="wanda-sp",
+            criterion="wanda:Wanda",
+            scope="",
+            application="remove",
+            corpora=("any",),
+            title="Wanda-sp",
+            summary="Wanda's scores, added up over the weights of a unit.",
+            arxiv="2306.11695",
+            unit="ffn_neuron",
+            sparsity=0.25,
+        ),
+        Method(
+            name="taylor",
+            criterion="taylor:Taylor",
+            scope="",
+            application="remove",
+            corpora=("any",),
+            title="Taylor",
+            summary="Weight times its gradient, added up over the weights of a unit (LLM-Pruner).",
+            arxiv="2305.11627",
+            unit="ffn_neuron",
+            sparsity=0.25,
+        ),
+        Method(
+            name="random",
+            criterion="random:Random",
+            scope="",
+            application="remove",
+            corpora=(),
+            title="Random",
+            summary="Units drawn by lot: what every other method has to beat.",
+            unit="ffn_neuron",
+            sparsity=0.25,
+        ),
+        Method(
+            name="block-influence",
+            criterion="block_influence:BlockInfluence",
+            scope="",
+            application="remove",
+            corpora=("any",),
+            title="Block influence",
+            summary="Layers that hardly turn what flows through them go (ShortGPT).",
+            arxiv="2403.03853",
+            unit="layer",
+            sparsity=0.25,
         ),
     )
 }

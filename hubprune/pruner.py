@@ -12,17 +12,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune import environment
 from hubprune.activations import Activations
-from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
+from hubprune.allocation import allocate, blocks_of, weights_in
+from hubprune.architecture import Matrix, check_pattern_fits, check_supported, describe, find_matrices, max_length
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
+from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, UsageError
 from hubprune.facts import Totals
+from hubprune.layers import choose_layers
 from hubprune.loop import Loop
+from hubprune.removal import kept_layers
 from hubprune.replay import Replay
 from hubprune.report import PruningReport
-from hubprune.sparsity import Unstructured
-from hubprune.weights import Weights, weights_of
+from hubprune.sparsity import Structured, Unstructured
+from hubprune.unit_criterion import UnitCriterion
+from hubprune.unitwise import Unitwise
+from hubprune.weights import Touched, Weights, touched_by, weights_of
+from hubprune.weightwise import Weightwise
 from hubprune.work import Journal
 
 CorpusLike = Any  # a Corpus, a tensor of token ids (n, T), or anything config.parse_corpus reads
@@ -75,11 +82,9 @@ def prune(
         method = config.method
     else:
         method = type(criterion).__name__
-        scope = config.scope or (None if config.pattern else criterion.scope)
-        config = dataclasses.replace(config, scope=scope, application=config.application or criterion.application)
-        criterion.check_corpora(tuple(given), compensates=config.application == "compensate")
-    matrices = find_matrices(model, config.targets, config.ignore)
-    check_pattern_fits(matrices, config.resolved_pattern())
+        config = _for_own_criterion(config, criterion)
+        criterion.check_corpora(tuple(given), compensates=config.repairs())
+    work = _Work(weights, config, criterion)
     _check_place(weights, journal, config)
     weights.check_finite()
     loaded = {name: _as_corpus(name, value, tokenizer, model, config.seed, progress) for name, value in given.items()}
@@ -92,24 +97,94 @@ def prune(
         application=config.resolved_application(),
         options=config.resolved_options() if method == config.method else {},
         corpora=[corpus.facts for corpus in loaded.values()],
-        untouched_sha256=weights.untouched_sha256(matrices),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+    if not work.layers:
+        report.untouched_sha256 = weights.untouched_sha256(work.touched)
     with Replay(weights) as replay:
-        loop = Loop(replay, config, criterion, matrices, loaded, report)
-        loop.start(journal, activations or Activations(), progress)
-        loop()
-    report.totals = Totals(
-        targeted=sum(row.numel for row in report.matrices),
-        pruned=sum(row.pruned for row in report.matrices),
-        zeros=sum(row.zeros for row in report.matrices),
-        parameters=sum(p.numel() for p in model.parameters()),
-    )
+        work.run(replay, loaded, report, journal, activations or Activations(), progress)
+    if work.layers:
+        stay = kept_layers(report.units) or []
+        report.untouched_sha256 = weights.untouched_sha256({}, {old: new for new, old in enumerate(stay)})
+    report.totals = work.totals(report)
     report.peak_memory_bytes = environment.peak_memory()
     report.peak_gpu_memory_bytes = environment.peak_gpu_memory()
     report.hardware, report.versions = environment.hardware(), environment.versions()
     model.config.hubprune = report.summary()
     return report
+
+
+def _for_own_criterion(config: PruningConfig, criterion: Criterion) -> PruningConfig:
+    """Fill in the defaults of a criterion that is not of the table."""
+    unit = config.unit or ("ffn_neuron" if isinstance(criterion, UnitCriterion) else "weight")
+    if unit != "weight":
+        return dataclasses.replace(config, method="random", unit=unit, application=config.application or "compensate")
+    scope = config.scope or (None if config.pattern else criterion.scope)
+    return dataclasses.replace(config, scope=scope, application=config.application or criterion.application)
+
+
+class _Work:
+    """What a run does to a model: single weights, units, or layers."""
+
+    def __init__(self, weights: Weights, config: PruningConfig, criterion: Criterion) -> None:
+        self.weights, self.config, self.criterion = weights, config, criterion
+        self.units = isinstance(config.resolved_pattern(), Structured)
+        self.matrices: list[Matrix] = []
+        if self.units:
+            self.allocation = allocate(weights.model, config)
+        else:
+            self.matrices = find_matrices(weights.model, config.targets, config.ignore)
+            check_pattern_fits(self.matrices, config.resolved_pattern())
+
+    @property
+    def layers(self) -> int:
+        """Layers that go."""
+        return self.allocation.layers if self.units else 0
+
+    @property
+    def touched(self) -> Touched:
+        """Parameters that are written to."""
+        if not self.units:
+            return touched_by(self.matrices)
+        return touched_by(each for group in self.allocation.groups for each in group.slices)
+
+    def run(
+        self,
+        replay: Replay,
+        corpora: Mapping[str, Corpus],
+        report: PruningReport,
+        journal: Journal,
+        activations: Activations,
+        progress: bool,
+    ) -> None:
+        """Prune, and fill the report's rows."""
+        size = self.config.batch_size
+        if self.layers:
+            kept = {"activations": activations, "progress": progress}
+            report.units = [choose_layers(replay, corpora, size, self.layers, journal, **kept)]
+            return
+        chooser: Chooser
+        if self.units:
+            chooser = Unitwise(replay, self.config, self.criterion, self.allocation.groups, self.allocation.removed)
+        else:
+            chooser = Weightwise(replay, self.config, self.criterion, self.matrices)
+        loop = Loop(replay, chooser, corpora, size, report)
+        loop.start(journal, activations, progress)
+        loop()
+
+    def totals(self, report: PruningReport) -> Totals:
+        """Count over the model."""
+        model, rows, units = self.weights.model, report.matrices, report.units
+        parameters = weights_in(model)
+        pruned = sum((row.count - row.kept) * row.weights for row in units) or sum(row.pruned for row in rows)
+        return Totals(
+            targeted=sum(row.count * row.weights for row in units) or sum(row.numel for row in rows),
+            pruned=pruned,
+            zeros=sum(row.zeros for row in rows),
+            parameters=parameters,
+            blocks=sum(map(weights_in, blocks_of(model))),
+            left=parameters - pruned if report.application == "remove" else parameters,
+        )
 
 
 def _as_corpus(

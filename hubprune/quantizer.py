@@ -60,6 +60,11 @@ class PruneOnLoadConfig(QuantizationConfigMixin):
         self.evaluation = evaluation
         self.token = token
         self.pruning.check_corpora(tuple(self.corpora))
+        if self.pruning.resolved_application() == "remove":
+            raise ConfigError(
+                "a smaller model is a new one, and transformers hands out the one it has loaded, got application "
+                "'remove': use AutoPrunedModelForCausalLM.from_pretrained, or application='compensate'"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the token is left out."""
@@ -109,7 +114,7 @@ class PruneOnLoad(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
-        report = flow.execute(model, self._plan)
+        report = flow.execute(model, self._plan)[1]
         # Through Any: a module declares its attributes as tensors and modules.
         holder: Any = model
         holder.hubprune_report, holder.tokenizer = report, self._plan.tokenizer

@@ -17,7 +17,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from transformers import PreTrainedModel
 from hubprune.architecture import Matrix, evaluation_mode
 from hubprune.errors import NumericalError
 from hubprune.inputs import InputSink, InputWatcher
+from hubprune.recording import Batch, Call, Recorder, Seen, same
 from hubprune.weights import Weights, weights_of
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
@@ -36,70 +36,9 @@ FLOAT16_SCALE = 2.0**12
 # Logits that exist at once at the head: 256 MiB in float32.
 MOST_LOGITS = 2**26
 
-GradientSink = Callable[[Matrix, torch.Tensor], None]
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one block besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of one length.
-
-    Attributes:
-        token_ids: ``(b, T)``.
-        calls: The arguments of each block.
-    """
-
-    token_ids: torch.Tensor
-    calls: list[Call]
-
-
-class _Seen(Exception):
-    """Ends a forward of the model once the first block has answered."""
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: notes what it is called with and hands hidden states on."""
-
-    def __init__(self, block: nn.Module, as_tuple: bool, answer: torch.Tensor | None = None) -> None:
-        super().__init__()
-        # Kept out of the module tree: attributes pass through, weights do not.
-        object.__setattr__(self, "block", block)
-        self.as_tuple = as_tuple
-        self.answer = answer
-        self.hidden: torch.Tensor | None = None
-        self.call: Call | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "block"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs.pop("hidden_states")
-        self.hidden, self.call = hidden, Call(args[1:], kwargs)
-        handed_on = hidden if self.answer is None else self.answer
-        return (handed_on,) if self.as_tuple else handed_on
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Compare arguments of two calls, tensors by value."""
-    if left is right:
-        return True
-    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-        return left.shape == right.shape and left.dtype == right.dtype and bool(torch.equal(left, right))
-    if isinstance(left, tuple | list) and isinstance(right, tuple | list):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
-    return type(left) is type(right) and not isinstance(left, torch.Tensor) and bool(left == right)
+# What flows into a matrix, and the gradient of the loss by it, each (tokens, d_in).
+Flow = tuple[torch.Tensor, torch.Tensor]
+GradientSink = Callable[[Matrix, torch.Tensor, Flow | None], None]
 
 
 class Replay:
@@ -189,12 +128,12 @@ class Replay:
                 handle.remove()
 
     @contextmanager
-    def _recorders(self, answer: torch.Tensor | None = None) -> Iterator[list[_Recorder]]:
+    def _recorders(self, answer: torch.Tensor | None = None) -> Iterator[list[Recorder]]:
         """Put recorders in place of the blocks; the last one hands over ``answer`` when it is given."""
         originals = list(self.blocks)
         last = len(originals) - 1
         as_tuple = bool(self._as_tuple)
-        recorders = [_Recorder(b, as_tuple, answer if i == last else None) for i, b in enumerate(originals)]
+        recorders = [Recorder(b, as_tuple, answer if i == last else None) for i, b in enumerate(originals)]
         try:
             for index, recorder in enumerate(recorders):
                 self.blocks[index] = recorder
@@ -210,13 +149,13 @@ class Replay:
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
-            raise _Seen
+            raise Seen
 
         with self.weights.block(0) as block, torch.no_grad():
             handle = block.register_forward_hook(note)
             try:
                 self.model.base_model(input_ids=token_ids[:1, :2], use_cache=False)
-            except _Seen:
+            except Seen:
                 pass
             finally:
                 handle.remove()
@@ -238,7 +177,7 @@ class Replay:
         calls = [recorder.call for recorder in recorders if recorder.call is not None]
         shared = self._calls.setdefault(tuple(token_ids.shape), calls)
         if shared is not calls and all(
-            _same((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(shared, calls, strict=True)
+            same((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in zip(shared, calls, strict=True)
         ):
             calls = shared
         hidden = recorders[0].hidden
@@ -295,12 +234,13 @@ class Replay:
             for handle in handles:
                 handle.remove()
 
-    def loss_gradient(self, batch: Batch, boundary: torch.Tensor) -> tuple[float, torch.Tensor]:
+    def loss_gradient(self, batch: Batch, boundary: torch.Tensor, answer: int = 0) -> tuple[float, torch.Tensor]:
         """Start the backward sweep: the gradient of the loss at the last boundary.
 
         Args:
             batch: One batch; the loss is the mean next-token cross entropy over its tokens, in nats.
             boundary: Output of the last block, ``(b, T, d)``, where that block is.
+            answer: Where the answer of a question begins. Other than 0, the loss is the sum over its tokens.
 
         Returns:
             The loss and its gradient, ``(b, T, d)``, the latter times ``self.scale``.
@@ -311,7 +251,7 @@ class Replay:
         leaf = boundary.detach().requires_grad_(True)
         total, gradient = 0.0, torch.zeros_like(leaf)
         with torch.enable_grad(), self._recorders(answer=leaf):
-            for loss in self._losses(batch.token_ids):
+            for loss in self._losses(batch.token_ids, answer):
                 if not bool(torch.isfinite(loss)):
                     raise NumericalError(
                         f"the loss must be finite, and it is {loss.item()} at the head: load the model in float32"
@@ -320,8 +260,8 @@ class Replay:
                 gradient += torch.autograd.grad(loss * self.scale, leaf)[0]
         return total, gradient
 
-    def _losses(self, token_ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the parts of the loss, which add up to it.
+    def _losses(self, token_ids: torch.Tensor, answer: int = 0) -> Iterator[torch.Tensor]:
+        """Yield the parts of the loss, which add up to it; of an answer, the sum over its tokens.
 
         There is one part unless the logits, ``(b, T, vocabulary)``, are too many to exist at once: then the model's
         own head is asked for some positions at a time.
@@ -329,11 +269,16 @@ class Replay:
         rows, length = token_ids.shape
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         step = max(1, MOST_LOGITS // (rows * vocabulary))
+        first = max(answer - 1, 0)
+        count = rows * (length - 1 - first)
         if step >= length or "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            yield self._call(self.model, input_ids=token_ids, labels=token_ids, use_cache=False).loss
+            labels = token_ids.clone()
+            labels[:, :answer] = -100  # what transformers passes over
+            loss = self._call(self.model, input_ids=token_ids, labels=labels, use_cache=False).loss
+            yield loss * count if answer else loss
             return
-        count = rows * (length - 1)
-        for positions in torch.arange(length - 1, device=token_ids.device).split(step):
+        count = 1 if answer else count
+        for positions in torch.arange(first, length - 1, device=token_ids.device).split(step):
             logits = self._call(self.model, input_ids=token_ids, use_cache=False, logits_to_keep=positions).logits
             targets = token_ids[:, positions + 1].flatten().to(logits.device)
             yield F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / count
@@ -359,6 +304,7 @@ class Replay:
         gradient: torch.Tensor,
         matrices: Sequence[Matrix],
         sink: GradientSink,
+        traced: Sequence[Matrix] = (),
     ) -> torch.Tensor:
         """Recompute one block with gradients on and push the gradient through it.
 
@@ -368,25 +314,44 @@ class Replay:
             boundary: Its input, ``(b, T, d)``, where the block is.
             gradient: Gradient of the loss at its output, likewise.
             matrices: Matrices of this block whose gradient is wanted.
-            sink: Called with each matrix and its gradient ``(d_out, d_in)`` in float32.
+            sink: Called with each matrix and its gradient ``(d_out, d_in)`` in float32, and for a traced one what
+                flows into it and the gradient by that.
+            traced: Matrices whose inputs are wanted as well; passed over for fused experts.
 
         Returns:
             Gradient of the loss at the block's input, ``(b, T, d)``.
         """
         parameters = {matrix.parameter_name: self._parameter(matrix) for matrix in matrices}
         leaf = boundary.detach().requires_grad_(True)
+        inputs: dict[str, torch.Tensor] = {}
+        handles = [
+            matrix.module.register_forward_pre_hook(lambda _, args, name=matrix.name: inputs.update({name: args[0]}))
+            for matrix in traced
+            if matrix.expert is None
+        ]
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
                 output = self._run(index, call, leaf)
-                below, *found = torch.autograd.grad(output, [leaf, *parameters.values()], gradient, allow_unused=True)
+                wanted = [leaf, *parameters.values(), *inputs.values()]
+                below, *found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
         finally:
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
-        by_name = dict(zip(parameters, found, strict=True))
+            for handle in handles:
+                handle.remove()
+        by_name = dict(zip([*parameters, *inputs], found, strict=True))
+
+        def plain(value: torch.Tensor) -> torch.Tensor:
+            return value.float() if self.scale == 1.0 else value.float() / self.scale
+
         for matrix in matrices:
             whole = by_name[matrix.parameter_name]  # None where nothing flowed
             part = torch.zeros_like(matrix.view()) if whole is None else matrix.part(whole)
-            sink(matrix, part.float() if self.scale == 1.0 else part.float() / self.scale)
+            flow = None
+            if matrix.name in inputs and by_name[matrix.name] is not None:
+                flowing, back = inputs[matrix.name].detach(), plain(by_name[matrix.name])
+                flow = flowing.flatten(0, -2), back.flatten(0, -2)
+            sink(matrix, plain(part), flow)
         return below

@@ -16,6 +16,8 @@ from transformers.utils import logging
 
 from hubprune import environment, flow, pruner, ranks, saving
 from hubprune.activations import Activations
+from hubprune.allocation import allocate, blocks_of, weights_in
+from hubprune.architecture import find_matrices
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_KEYWORDS
 from hubprune.criterion import Criterion
@@ -26,9 +28,11 @@ from hubprune.fields import parse_size
 from hubprune.flow import Plan
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
+from hubprune.reloading import make_probe
+from hubprune.removal import bare, fewer_layers, outline_of, plain_class
 from hubprune.report import PruningReport
 from hubprune.shards import Shards
-from hubprune.verifier import make_probe, verify
+from hubprune.verifier import verify
 from hubprune.weights import weights_of
 from hubprune.work import WorkFolder
 
@@ -142,7 +146,7 @@ def _prune(plan: Plan, target: Path, work: WorkFolder, streamed: bool, budget: i
         weights_of(model).check_finite()
     _measured(plan, work, model, "base", progress)
     weights = weights_of(model)
-    work.lay_out(Shards(model, work.model, SHARD_SIZE), weights.outside())
+    work.lay_out(Shards(_result(plan, model), work.model, SHARD_SIZE), weights.outside())
     activations = Activations(budget, work.folder)
     report = pruner.prune(
         weights, plan.tokenizer, plan.config, plan.corpora, progress=progress, journal=work, activations=activations
@@ -150,9 +154,24 @@ def _prune(plan: Plan, target: Path, work: WorkFolder, streamed: bool, budget: i
     report.base = flow.base_facts(model, plan)
     _add_time(work, report.timings)
     if ranks.rank() == 0:
-        saving.write_config(model, work.model)
+        result = model
+        if report.application == "remove":
+            result = outline_of(model, report.units)
+            result.config.hubprune = report.summary()
+        saving.write_config(result, work.model)
     ranks.wait()
     work.remember("report", report.to_dict())
+
+
+def _result(plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
+    """The result as far as shapes go: the model itself, or a smaller one without weights."""
+    if plan.config.resolved_application() != "remove":
+        return model
+    allocation = allocate(model, plan.config)
+    if allocation.result is not None:
+        return allocation.result
+    left = range(len(blocks_of(model)) - allocation.layers)
+    return bare(fewer_layers(model.config, left), plain_class(model), model.dtype)
 
 
 def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_id: str | None, progress: bool) -> None:
@@ -242,6 +261,11 @@ def prune(
                 f"{', '.join(given)} goes with a model by its name, and this one is in memory: give its repository or "
                 "folder instead, or leave that out"
             )
+        if criterion is None and (config or PruningConfig()).resolved_application() == "remove":
+            raise UsageError(
+                "a smaller model is a new one, and this one is pruned in place, got application 'remove': use "
+                "application='compensate' and then small = hubprune.shrink(model, report)"
+            )
         return pruner.prune(model, tokenizer, config, corpora, criterion=criterion, progress=progress)
     if out is None or criterion is not None:
         what = "out=, the folder of the result" if out is None else "a method by its name, got criterion="
@@ -259,6 +283,39 @@ def prune(
         ranks.in_first(lambda: verify(target, trust_remote_code=trusted, max_memory=limit))
         work.remove()
     return PruningReport.load(target)
+
+
+def shrink(model: PreTrainedModel, report: PruningReport) -> PreTrainedModel:
+    """Cut the removed units out of a model that was pruned in memory.
+
+    Args:
+        model: The model, with its units masked.
+        report: What ``prune`` returned; it is brought up to date.
+
+    Returns:
+        A new, smaller model of the same class.
+
+    Raises:
+        UsageError: No units were removed.
+        UnsupportedModelError: The model's class cannot be built so small; the model itself is as it was.
+    """
+    if not report.units or report.application == "remove":
+        raise UsageError(
+            f"only masked units can be cut out, and this run removed {report.pattern} ({report.application}): prune "
+            "with unit='ffn_neuron' and application='compensate' or 'zero'"
+        )
+    small = flow.smaller(model, report)
+    report.application = "remove"
+    report.config["application"] = "remove"
+    matrices = {matrix.name: matrix for matrix in find_matrices(small)}
+    for row in report.matrices:
+        view = matrices[row.name].view()
+        row.shape, row.pruned, row.zeros = (view.shape[0], view.shape[1]), 0, int((view == 0).sum())
+    report.totals.zeros = sum(row.zeros for row in report.matrices)
+    report.totals.left = weights_in(small)
+    report.probe = make_probe(small)
+    small.config.hubprune = report.summary()
+    return small
 
 
 def plan(

@@ -22,8 +22,8 @@ from hubprune import drawing, figures
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
 from hubprune.readme import own_parts, read_readme
+from hubprune.reloading import make_probe
 from hubprune.report import REPORT_NAME, PruningReport, write_text
-from hubprune.verifier import make_probe
 
 logger = logging.get_logger(__name__)
 

@@ -1,8 +1,8 @@
 """The vocabulary of sparsity: how much is removed and in which pattern.
 
-A *sparsity* is the fraction removed of the targeted weights. A *pattern* says which weights compete with one another:
-``Unstructured`` inside a scope, ``NM`` inside groups of consecutive input columns. A *keep* mask is boolean, True =
-keep.
+A *sparsity* is the fraction removed of the targeted weights. A *pattern* says what competes: single weights inside a
+scope (``Unstructured``) or inside groups of consecutive input columns (``NM``), or whole units of the model
+(``Structured``). A *keep* mask is boolean, True = keep.
 """
 
 from __future__ import annotations
@@ -83,7 +83,71 @@ class NM:
         return f"{self.keep}:{self.group}"
 
 
-Pattern = Unstructured | NM
+Unit = Literal["ffn_neuron", "kv_group", "attention_dim", "layer"]
+UNITS: tuple[str, ...] = get_args(Unit)
+# In prose, one and several.
+UNIT_NAMES = {
+    "ffn_neuron": ("FFN neuron", "FFN neurons"),
+    "kv_group": ("KV group", "KV groups"),
+    "attention_dim": ("attention dimension", "attention dimensions"),
+    "layer": ("layer", "layers"),
+}
+ShareOf = Literal["units", "blocks", "model"]
+SHARES: tuple[str, ...] = get_args(ShareOf)
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Whole units are removed, as many from every layer.
+
+    Attributes:
+        sparsity: Fraction removed, in [0, 1).
+        units: Kinds of unit: the neurons of feed-forward networks (``ffn_neuron``), key-value heads with their query
+            heads (``kv_group``), single dimensions of queries and keys or of values (``attention_dim``), whole layers
+            (``layer``).
+        share_of: What the fraction is of: the ``units`` of each kind, the weights of all ``blocks``, or all
+            parameters of the ``model``.
+
+    Raises:
+        ConfigError: The sparsity is outside [0, 1), or a word is unknown.
+    """
+
+    sparsity: float
+    units: tuple[Unit, ...] = ("ffn_neuron",)
+    share_of: ShareOf = "units"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0.0 <= self.sparsity < 1.0:
+            problems.append(
+                f"sparsity must be at least 0 and below 1, got {self.sparsity}: it is the fraction removed"
+            )
+        problems += [f"a unit is one of {', '.join(UNITS)}, got {unit!r}" for unit in self.units if unit not in UNITS]
+        if not self.units or len(set(self.units)) < len(self.units):
+            problems.append(f"name every unit once, got {', '.join(self.units) or 'none'}")
+        if "layer" in self.units and len(self.units) > 1:
+            problems.append(f"layers are removed by themselves, got {' + '.join(self.units)}: name one")
+        if self.share_of not in SHARES:
+            problems.append(f"share_of must be one of {', '.join(SHARES)}, got {self.share_of!r}")
+        if problems:
+            raise ConfigError(problems)
+
+    def __str__(self) -> str:
+        """Return the short form used in tables and cards, such as ``25 % of the FFN neurons of every layer``."""
+        names = " and ".join(UNIT_NAMES[unit][1] for unit in self.units)
+        if self.share_of != "units":
+            whole = "the block parameters" if self.share_of == "blocks" else "all parameters"
+            return f"{100 * self.sparsity:.4g} % of {whole}, as {names}"
+        return f"{100 * self.sparsity:.4g} % of the {names}" + ("" if "layer" in self.units else " of every layer")
+
+
+WeightPattern = Unstructured | NM
+Pattern = WeightPattern | Structured
+
+
+def parse_units(text: str) -> tuple[Unit, ...]:
+    """Read one or several units joined with ``+``, such as ``ffn_neuron+kv_group``."""
+    return tuple(part.strip() for part in text.split("+"))  # type: ignore[misc]
 
 
 def parse_pattern(text: str) -> NM:

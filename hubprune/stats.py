@@ -118,15 +118,15 @@ class InputCollector:
         return statistic
 
 
-def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Factorise the inverse of a Hessian.
+def damped_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Factorise a Hessian.
 
     Args:
-        hessian: ``(d_in, d_in)``, symmetric, without damping. Columns that saw no input get a one on the diagonal.
+        hessian: ``(n, n)``, symmetric, without damping. Columns that saw no input get a one on the diagonal.
         damping: Added to the diagonal, as a fraction of its mean; raised tenfold when the factorisation fails.
 
     Returns:
-        Upper triangular U with ``H^-1 = U^T U``, and the damping that was needed.
+        Lower triangular L with ``H = L L^T``, and the damping that was needed.
 
     Raises:
         NumericalError: It fails even with the largest damping tried.
@@ -139,17 +139,37 @@ def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tenso
         damped = hessian.clone()
         damped.diagonal().add_(used * mean)
         damped.diagonal().masked_fill_(dead, 1.0)
-        # Factorised from the last column to the first, H = V V^T with V upper triangular; then U = V^-1, and the
-        # inverse itself, the costly and inexact step, is not needed.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(damped)
         del damped  # each of these is as large as the Hessian
         if failed.item() == 0 and bool(torch.isfinite(lower).all()):
-            inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-            torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
-            del lower
-            if bool(torch.isfinite(inverse).all()):
-                return inverse.flip(0, 1), used
+            return lower, used
     raise NumericalError(
         f"the Hessian of the inputs must be positive definite, and it could not be factorised with damping up to "
         f"{used:g}: give more calibration text (num_samples) or a larger damping"
     )
+
+
+def inverse_cholesky(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Factorise the inverse of a Hessian.
+
+    Args:
+        hessian: As for ``damped_cholesky``.
+        damping: Likewise.
+
+    Returns:
+        Upper triangular U with ``H^-1 = U^T U``, and the damping that was needed.
+
+    Raises:
+        NumericalError: It fails even with the largest damping tried.
+    """
+    # Factorised from the last column to the first, H = V V^T with V upper triangular; then U = V^-1, and the inverse
+    # itself, the costly and inexact step, is not needed.
+    lower, used = damped_cholesky(hessian.flip(0, 1), damping)
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    if not bool(torch.isfinite(inverse).all()):
+        raise NumericalError(
+            "the inverse Hessian of the inputs must be finite, and it is not: give more calibration text "
+            "(num_samples) or a larger damping"
+        )
+    return inverse.flip(0, 1), used

@@ -14,7 +14,8 @@ import torch
 from hubprune.activations import Activations, Kept, on_device
 from hubprune.architecture import Matrix
 from hubprune.inputs import InputSink
-from hubprune.replay import Batch, GradientSink, Replay
+from hubprune.recording import Batch
+from hubprune.replay import GradientSink, Replay
 
 Sinks = Sequence[InputSink]
 Finish = Callable[[int, Mapping[str, Kept]], None]
@@ -116,14 +117,22 @@ class Sweeps:
             for batch, hidden in zip(stream.batches, self._here(index, stream.front), strict=True):
                 yield self.replay.forward(index, batch.calls[index], hidden)
 
-    def loss_gradients(self, stream: Stream) -> list[Kept]:
-        """The gradient of each sequence's loss at the last boundary, where the stream is."""
+    def loss_gradients(self, stream: Stream, answers: Sequence[int] = ()) -> tuple[list[float], list[Kept]]:
+        """Each sequence's loss and its gradient at the last boundary, where the stream is.
+
+        Args:
+            stream: The sequences.
+            answers: Where the answer begins in each, for a loss that counts answers only.
+        """
         boundaries = self._here(len(self.by_block) - 1, stream.front)
+        starts = answers or [0] * len(stream.batches)
+        losses, found = [], []
         with self.replay.head():
-            return [
-                self.activations.keep(self.replay.loss_gradient(batch, boundary)[1])
-                for batch, boundary in zip(stream.batches, boundaries, strict=True)
-            ]
+            for batch, start, boundary in zip(stream.batches, starts, boundaries, strict=True):
+                loss, gradient = self.replay.loss_gradient(batch, boundary, start)
+                losses.append(loss)
+                found.append(self.activations.keep(gradient))
+        return losses, found
 
     def backward(
         self,
@@ -132,6 +141,7 @@ class Sweeps:
         blocks: int,
         start: Callable[[int], GradientSink],
         finish: Finish,
+        traced: Callable[[int], Sequence[Matrix]] = lambda _: (),
     ) -> None:
         """Push gradients down through the first blocks.
 
@@ -141,16 +151,18 @@ class Sweeps:
             blocks: How many blocks are to go.
             start: Called with a block before its turn; the sink that its gradients go to.
             finish: Called with a block and all gradients below it, once its gradients are known.
+            traced: Called with a block; the matrices whose inputs the sink gets to see as well.
         """
         for index in reversed(range(blocks)):
             with self.replay.block(index, index - 1 if index else None):
-                sink = start(index)
+                sink, watched = start(index), traced(index)
                 for name, stream in streams.items():
                     inputs = self._here(index, boundaries[name].pop())
                     gradients = self._here(index, stream.front)
                     for position, (boundary, gradient) in enumerate(zip(inputs, gradients, strict=True)):
                         call = stream.batches[position].calls[index]
-                        below = self.replay.backward(index, call, boundary, gradient, self.by_block[index], sink)
+                        wanted = self.by_block[index]
+                        below = self.replay.backward(index, call, boundary, gradient, wanted, sink, watched)
                         stream.front[position] = self.activations.keep(below)
                 finish(index, named_fronts(streams) if index else {})
 

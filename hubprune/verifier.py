@@ -11,92 +11,29 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
 from safetensors import safe_open
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
+from hubprune.architecture import Matrix, find_matrices
 from hubprune.environment import free_memory
-from hubprune.errors import NumericalError, VerificationError
-from hubprune.facts import MatrixFacts, Probe, Verification
+from hubprune.errors import VerificationError
+from hubprune.facts import MatrixFacts, Verification
 from hubprune.opening import Opening
+from hubprune.reloading import CheckFailed, reload, some
+from hubprune.removal import kept_of
 from hubprune.report import PruningReport
 from hubprune.sparsity import parse_pattern
-from hubprune.weights import Weights, blocks_on_disk, weights_of
-
-PROBE_TOKENS = 16
-PROBE_LOGITS = 64
-PROBE_STRIDE = 7919  # a prime, so that successive ids spread over any vocabulary
-
-# Largest difference allowed between the probe's logits in memory and after reloading, as a fraction of the largest
-# logit. The weights are bit-identical; what may differ is the order of summation (another device, another number of
-# threads). In float32 that stays under 1e-4. In the half types every activation is rounded to one part in 2**8
-# (bfloat16) or 2**11 (float16), and a reordered sum flips such roundings in each layer: four units in the last place.
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
+from hubprune.units import Group, find_groups
+from hubprune.weights import Weights, blocks_on_disk, touched_by, weights_of
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".joblib")
 COMPRESSION_KEYS = ("quantization_config", "sparsity_config", "compression_config")
-RELOAD_TIMEOUT = 3600  # seconds
-
-# Runs in a process of its own, where nothing of this library is loaded: what a stranger's plain transformers does.
-_RELOAD = """
-import json, sys
-import torch
-from transformers import AutoModelForCausalLM
-folder, ids, size, trust, places, offload = json.loads(sys.argv[1])
-placed = {"device_map": places, "offload_folder": offload} if places else {}
-model, info = AutoModelForCausalLM.from_pretrained(
-    folder, dtype="auto", trust_remote_code=trust, local_files_only=True, output_loading_info=True, **placed
-)
-model.eval()
-with torch.no_grad():
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1, :size].float().tolist()
-kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-keys = {kind: sorted(str(key) for key in info[kind]) for kind in kinds}
-stranger = not any(name.partition(".")[0] == "hubprune" for name in sys.modules)
-dtype = str(model.dtype).removeprefix("torch.")
-answer = {"logits": logits, "keys": keys, "dtype": dtype, "class": type(model).__name__, "stranger": stranger}
-print("\\n" + json.dumps(answer))
-"""
-
-
-class _Failed(Exception):
-    """A check found something wrong; the message says what."""
-
-
-def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Probe:
-    """Ask a model a fixed question, to compare its saved files with later.
-
-    Args:
-        model: The pruned model; training mode is switched off meanwhile.
-        tokenizer: Its tokenizer; keeps the token ids below its size where the embedding has more rows.
-
-    Returns:
-        16 token ids from a fixed arithmetic pattern (fewer when the model cannot read as many), and the logits at the
-        last position, ``(64,)``, in float32.
-
-    Raises:
-        NumericalError: The logits hold NaN or infinity.
-    """
-    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-    if tokenizer is not None:
-        vocabulary = min(vocabulary, len(tokenizer))
-    length = min(PROBE_TOKENS, max_length(model.config) or PROBE_TOKENS)
-    ids = [(PROBE_STRIDE * (position + 1)) % vocabulary for position in range(length)]
-    with evaluation_mode(model), torch.no_grad():
-        output = model(torch.tensor([ids], device=model.device), use_cache=False)
-    logits = output.logits[0, -1, :PROBE_LOGITS].float().cpu()
-    if not bool(torch.isfinite(logits).all()):
-        raise NumericalError("the pruned model answers a fixed input with NaN or infinity: prune less, or in float32")
-    return Probe(token_ids=ids, logits=logits.tolist())
 
 
 class _Saved:
@@ -132,12 +69,12 @@ class _Saved:
     @functools.cached_property
     def matrices(self) -> list[tuple[MatrixFacts, Matrix]]:
         """The report's matrices with those of the reloaded model."""
-        if not self.report.matrices:
-            raise _Failed("the report lists no pruned matrix: prune again")
+        if not self.report.matrices and not self.report.units:
+            raise CheckFailed("the report lists no pruned matrix: prune again")
         found = {matrix.name: matrix for matrix in find_matrices(self.weights.model)}
         lost = [facts.name for facts in self.report.matrices if facts.name not in found]
         if lost:
-            raise _Failed(f"the saved model has no {_some(lost)}, which the report says were pruned")
+            raise CheckFailed(f"the saved model has no {some(lost)}, which the report says were pruned")
         return [(facts, found[facts.name]) for facts in self.report.matrices]
 
     def pruned(self) -> Iterator[tuple[MatrixFacts, torch.Tensor]]:
@@ -154,15 +91,12 @@ class _Saved:
         shutil.rmtree(self.offload, ignore_errors=True)
 
 
-def _some(items: list[str], limit: int = 3) -> str:
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
-
-
 def _check_files(saved: _Saved) -> str:
     unsafe = sorted(str(p.relative_to(saved.folder)) for p in saved.folder.rglob("*") if p.suffix in UNSAFE_SUFFIXES)
     if unsafe:
-        raise _Failed(f"weights are published as safetensors only, and the folder holds {_some(unsafe)}: remove them")
+        raise CheckFailed(
+            f"weights are published as safetensors only, and the folder holds {some(unsafe)}: remove them"
+        )
     names = {path.name for path in saved.weight_files}
     index = saved.folder / "model.safetensors.index.json"
     if index.is_file():
@@ -171,7 +105,7 @@ def _check_files(saved: _Saved) -> str:
         expected = {"model.safetensors"}
     if names != expected:
         missing, stale = sorted(expected - names), sorted(names - expected)
-        raise _Failed(
+        raise CheckFailed(
             f"the weight files do not fit together: missing {missing or 'none'}, left over {stale or 'none'}"
         )
     return f"{len(names)} safetensors file(s), no pickle"
@@ -181,13 +115,13 @@ def _check_config(saved: _Saved) -> str:
     nested = [saved.config, *(value for value in saved.config.values() if isinstance(value, dict))]
     left = [key for key in COMPRESSION_KEYS if any(key in part for part in nested)]
     if left:
-        raise _Failed(f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it")
+        raise CheckFailed(f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it")
     names = saved.config.get("architectures") or []
     own_code = saved.trust_remote_code and "AutoModelForCausalLM" in (saved.config.get("auto_map") or {})
     if not names or not (own_code or all(hasattr(transformers, name) for name in names)):
-        raise _Failed(f"architectures must name a class of transformers {transformers.__version__}, got {names}")
+        raise CheckFailed(f"architectures must name a class of transformers {transformers.__version__}, got {names}")
     if saved.config.get("hubprune") != json.loads(json.dumps(saved.report.summary())):
-        raise _Failed("config.hubprune is not the summary of this report: save the model again")
+        raise CheckFailed("config.hubprune is not the summary of this report: save the model again")
     return f"architecture {names[0]}, no quantisation or sparsity format"
 
 
@@ -204,7 +138,7 @@ def _check_finite(saved: _Saved) -> str:
                 bad.append(name)
             del tensor
     if bad:
-        raise _Failed(f"NaN or infinity in {_some(bad)}")
+        raise CheckFailed(f"NaN or infinity in {some(bad)}")
     return f"{count} tensors, all finite"
 
 
@@ -219,12 +153,47 @@ def _check_zeros(saved: _Saved) -> str:
             wrong.append(f"{facts.name} has {found} zeros, reported {facts.zeros} with {facts.pruned} pruned")
     totals, matrices = saved.report.totals, saved.report.matrices
     summed = (sum(m.numel for m in matrices), sum(m.pruned for m in matrices), zeros)
+    if saved.report.units:  # biases are among the units, and what is cut out is not there any more
+        summed = (totals.targeted, totals.pruned, zeros)
     if summed != (totals.targeted, totals.pruned, totals.zeros):
         reported = (totals.targeted, totals.pruned, totals.zeros)
         wrong.append(f"the totals (targeted, pruned, zeros) are {summed}, reported {reported}")
     if wrong:
-        raise _Failed("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+        raise CheckFailed("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
     return f"{zeros:,} zeros in {len(matrices)} matrices, each exactly as reported"
+
+
+def _check_units(saved: _Saved) -> str | None:
+    rows = saved.report.units
+    if not rows:
+        return None
+    cut, wrong = saved.report.application == "remove", []
+    if rows[0].unit == "layer":
+        left = len(saved.weights.blocks)
+        if left != rows[0].kept:
+            raise CheckFailed(f"the saved model has {left} layers, reported {rows[0].kept}")
+        return f"{left} of {rows[0].count} layers are left, as reported"
+    kept = kept_of(rows)
+    groups = {group.name: group for group in find_groups(saved.weights.model, dict.fromkeys(row.unit for row in rows))}
+    for block, here in itertools.groupby(rows, key=lambda row: row.block):
+        with saved.weights.block(block):
+            for row in here:
+                group = groups.get(row.name)
+                if group is None or group.count != (row.kept if cut else row.count):
+                    wrong.append(f"{row.name} has {group.count if group else 'no'} units, reported {row.kept}")
+                elif not cut and any(bool(part.any()) for part in _parts(group, ~kept[row.name])):
+                    wrong.append(f"{row.name} has weights in units that were removed")
+    if wrong:
+        raise CheckFailed(some(wrong))
+    removed = sum(row.count - row.kept for row in rows)
+    what = "cut out" if cut else "all zero"
+    return f"{removed:,} units in {len(rows)} places are {what}, as reported"
+
+
+def _parts(group: Group, gone: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The weights of some units of a group."""
+    for each in group.slices:
+        yield each.stored().index_select(each.axis, each.index[gone].flatten().to(each.stored().device))
 
 
 def _check_groups(saved: _Saved) -> str | None:
@@ -234,21 +203,24 @@ def _check_groups(saved: _Saved) -> str | None:
     wrong, groups = [], 0
     for facts, view in saved.pruned():
         if view.shape[1] % pattern.group:
-            raise _Failed(f"{facts.name} has {view.shape[1]} input columns, not divisible by {pattern.group}")
+            raise CheckFailed(f"{facts.name} has {view.shape[1]} input columns, not divisible by {pattern.group}")
         kept = (view != 0).reshape(view.shape[0], -1, pattern.group).sum(-1)
         groups += kept.numel()
         broken = int((kept > pattern.keep).sum())
         if broken:
             wrong.append(f"{facts.name} ({broken} groups)")
     if wrong:
-        raise _Failed(f"more than {pattern.keep} of {pattern.group} weights are kept in {_some(wrong)}")
+        raise CheckFailed(f"more than {pattern.keep} of {pattern.group} weights are kept in {some(wrong)}")
     return f"{groups:,} groups of {pattern.group}, none with more than {pattern.keep} weights kept"
 
 
 def _check_untouched(saved: _Saved) -> str:
-    digest = saved.weights.untouched_sha256([matrix for _, matrix in saved.matrices])
+    units = dict.fromkeys(row.unit for row in saved.report.units if row.unit != "layer")
+    groups = find_groups(saved.weights.model, units) if units else []
+    parts: list[Any] = [each for group in groups for each in group.slices] or [matrix for _, matrix in saved.matrices]
+    digest = saved.weights.untouched_sha256(touched_by(parts))
     if digest != saved.report.untouched_sha256:
-        raise _Failed(
+        raise CheckFailed(
             "embeddings, norms, biases, the head and ignored matrices must be the base's own, and their hash is "
             f"{digest[:12]} instead of {saved.report.untouched_sha256[:12] or 'one in the report'}"
         )
@@ -257,63 +229,10 @@ def _check_untouched(saved: _Saved) -> str:
 
 def _check_reload(saved: _Saved) -> str:
     saved.release()
-    probe = saved.report.probe
-    if probe is None:
-        raise _Failed("the report holds no probe to compare with: make one with make_probe before saving")
     places = None  # as anybody would load it, unless it is too large for that here
     if sum(path.stat().st_size for path in saved.weight_files) > saved.room:
         places = blocks_on_disk(saved.opening.outline)
-    folder = str(saved.folder.resolve())
-    offload = str(saved.offload)
-    request = json.dumps([folder, probe.token_ids, len(probe.logits), saved.trust_remote_code, places, offload])
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    # -P keeps the current folder off the path: a local transformers/ or hubprune/ must not be picked up.
-    command = [sys.executable, "-P", "-c", _RELOAD, request]
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            timeout=RELOAD_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired:
-        raise _Failed(f"reloading in a fresh process took more than {RELOAD_TIMEOUT} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise _Failed(f"plain transformers cannot load and run the folder: {last}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return _judge_reload(probe, answer)
-
-
-def _judge_reload(probe: Probe, answer: dict[str, Any]) -> str:
-    if not answer["stranger"]:
-        raise _Failed("the fresh process loaded hubprune: the files would not load without it")
-    bad = [f"{kind.replace('_', ' ')}: {_some(names)}" for kind, names in answer["keys"].items() if names]
-    if bad:
-        raise _Failed("the saved weights do not fit the model; " + "; ".join(bad))
-    expected, got = torch.tensor(probe.logits), torch.tensor(answer["logits"])
-    tolerance = TOLERANCES.get(answer["dtype"], TOLERANCES["float32"])
-    if expected.shape != got.shape:
-        raise _Failed(f"the reloaded model gives {len(got)} logits, the model in memory gave {len(expected)}")
-    difference = float((expected - got).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
-    if not difference <= tolerance:
-        raise _Failed(
-            f"the reloaded model's logits differ by {difference:.2g} of the largest, allowed {tolerance:.2g} "
-            f"in {answer['dtype']}"
-        )
-    return (
-        f"{answer['class']} loads in a fresh process with plain transformers, "
-        f"no missing, unexpected or mismatched key; "
-        f"logits differ by {difference:.2g} of the largest (allowed in {answer['dtype']}: {tolerance:.2g})"
-    )
+    return reload(saved.folder, saved.report.probe, saved.trust_remote_code, places, saved.offload)
 
 
 CHECKS: dict[str, Callable[[_Saved], str | None]] = {
@@ -322,6 +241,7 @@ CHECKS: dict[str, Callable[[_Saved], str | None]] = {
     "finite": _check_finite,
     "zeros": _check_zeros,
     "groups": _check_groups,
+    "units": _check_units,
     "untouched": _check_untouched,
     "reload": _check_reload,
 }
@@ -358,7 +278,7 @@ def verify(
     for name, check in CHECKS.items():
         try:
             sentence = check(saved)
-        except _Failed as error:
+        except CheckFailed as error:
             failures.append(f"{name}: {error}")
         except Exception as error:  # a check that cannot be carried out has not passed, whatever stopped it
             message = re.sub(r"\s+", " ", str(error))

@@ -8,7 +8,7 @@ for longer than a call, so it takes the map over, without the hooks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +22,10 @@ from transformers import PreTrainedModel
 from hubprune.architecture import Matrix, find_blocks
 from hubprune.environment import return_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
+from hubprune.units import Slice
+
+# Parameters, each with the experts in question, None for all of it.
+Touched = Mapping[str, set[int | None]]
 
 
 class Weights:
@@ -78,29 +82,45 @@ class Weights:
                     f"weights must be finite, and {name} holds NaN or infinity: get a sound copy of the model"
                 )
 
-    def untouched_sha256(self, matrices: Sequence[Matrix]) -> str:
+    def untouched_sha256(self, touched: Touched, layers: Mapping[int, int] | None = None) -> str:
         """Hash every parameter that pruning must leave alone: embeddings, norms, biases, the head, ignored matrices.
 
         Args:
-            matrices: The matrices that are pruned.
+            touched: The parameters that are pruned.
+            layers: New number of each layer that stays, where layers are removed.
 
         Returns:
             Hex SHA-256 over names, types, shapes and bytes, in the order of the names.
         """
-        touched: dict[str, set[int | None]] = {}
-        for matrix in matrices:
-            touched.setdefault(matrix.parameter_name, set()).add(matrix.expert)
         digests: dict[str, bytes] = {}
         for name, value in self.named():
             experts = touched.get(name, set())
-            if None in experts:
+            place = _renumbered(name, self.prefix, layers)
+            if None in experts or place is None:
                 continue
             if experts:
                 value = value[[expert for expert in range(len(value)) if expert not in experts]]
-            digest = hashlib.sha256(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
+            digest = hashlib.sha256(f"{place}|{value.dtype}|{tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            digests[name] = digest.digest()
+            digests[place] = digest.digest()
         return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+
+
+def _renumbered(name: str, prefix: str, layers: Mapping[int, int] | None) -> str | None:
+    """A parameter's name where only some layers stay; None for one that goes."""
+    if layers is None or not name.startswith(f"{prefix}."):
+        return name
+    number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
+    return f"{prefix}.{layers[int(number)]}.{rest}" if int(number) in layers else None
+
+
+def touched_by(parts: Iterable[Matrix | Slice]) -> dict[str, set[int | None]]:
+    """Parameters that matrices or slices of units lie in, with the experts; None for a whole parameter."""
+    found: dict[str, set[int | None]] = {}
+    for part in parts:
+        name = part.parameter_name if isinstance(part, Matrix) else part.parameter
+        found.setdefault(name, set()).add(part.expert)
+    return found
 
 
 class StreamedWeights(Weights):

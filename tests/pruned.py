@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from hubprune.architecture import describe, find_matrices
 from hubprune.facts import CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals
+from hubprune.reloading import make_probe
 from hubprune.report import PruningReport
-from hubprune.verifier import make_probe
 from hubprune.weights import Weights
 
 VOCABULARY = 96

@@ -39,7 +39,7 @@ def test_gradients_are_those_of_one_backward_through_the_whole_model(family):
         value, gradient = replay.loss_gradient(batch, last)
         for index in reversed(range(len(replay.blocks))):
             mine = [m for m in matrices if m.block == index]
-            sink = lambda matrix, g: found.__setitem__(matrix, g.clone())  # noqa: E731
+            sink = lambda matrix, g, _: found.__setitem__(matrix, g.clone())  # noqa: E731
             gradient = replay.backward(index, batch.calls[index], boundaries[index], gradient, mine, sink)
 
     assert value == loss.item()
@@ -177,7 +177,7 @@ def test_float16_gradients_do_not_underflow():
             top = len(replay.blocks) - 1
             mine = [m for m in matrices if m.block == top]
             found[dtype] = {}
-            sink = lambda m, g, d=dtype: found[d].__setitem__(m.name, g.clone())  # noqa: E731
+            sink = lambda m, g, _, d=dtype: found[d].__setitem__(m.name, g.clone())  # noqa: E731
             replay.backward(top, batch.calls[top], boundaries[top], gradient, mine, sink)
     for name, expected in found[torch.float32].items():
         error = (found[torch.float16][name] - expected).norm() / expected.norm()

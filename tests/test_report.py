@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, SourceFacts, Totals, Verification
+from hubprune.facts import (
+    BaseFacts,
+    CorpusFacts,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    SourceFacts,
+    Totals,
+    UnitFacts,
+    Verification,
+    pack_removed,
+)
 from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
 
 
@@ -38,6 +49,21 @@ def full_report() -> PruningReport:
         evaluation=[
             Perplexity("base", "domain", 12.5, 0.25, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
             Perplexity("pruned", "domain", 14.5, 0.5, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
+        ],
+        units=[
+            UnitFacts(
+                "model.layers.0.mlp",
+                0,
+                "ffn_neuron",
+                6,
+                pack_removed([False, True, False, False, False, True]),
+                96,
+                scores={"min": 0.5, "max": 2.0},
+                reached=0.75,
+                overlap={"language/domain": 0.5},
+                stand_ins=[(1, 0, 1.5)],
+                damping=0.01,
+            )
         ],
         timings={"forward": 1.5},
         peak_memory_bytes=2**30,
@@ -75,6 +101,8 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
     again = PruningReport.load(tmp_path)
     assert again == report
     assert isinstance(again.matrices[0].shape, tuple)
+    assert again.units[0].removed_indices == [1, 5]
+    assert again.units[0].kept == 4
     assert "première ligne" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == [REPORT_NAME]
 

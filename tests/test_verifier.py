@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hubprune.errors import NumericalError, UsageError, VerificationError
+from hubprune.reloading import TOLERANCES, make_probe
 from hubprune.report import PruningReport
-from hubprune.verifier import CHECKS, TOLERANCES, make_probe, verify
+from hubprune.verifier import CHECKS, verify
 from tests.families import build
 from tests.pruned import VOCABULARY, prune_by_hand, save_plain, tiny_model, tiny_tokenizer
 

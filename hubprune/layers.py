@@ -1,0 +1,88 @@
+"""Whole layers chosen by how little they turn what flows through them (ShortGPT, arXiv:2403.03853)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from hubprune import masks, ranks
+from hubprune.activations import Activations
+from hubprune.allocation import weights_in
+from hubprune.calibration import Corpus
+from hubprune.choosing import PRUNE, QUANTILES, note_fields
+from hubprune.facts import UnitFacts, pack_removed
+from hubprune.replay import Replay
+from hubprune.sweeps import Sweeps
+from hubprune.work import Journal
+
+
+def block_influence(
+    replay: Replay,
+    corpora: Mapping[str, Corpus],
+    batch_size: int,
+    *,
+    activations: Activations | None = None,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Measure ``1 - E[cos(x_in, x_out)]`` of every block over all tokens, ``(blocks,)``; higher = keep.
+
+    Args:
+        replay: The engine, entered.
+        corpora: This process' part of the text.
+        batch_size: Sequences in a forward pass.
+        activations: Where activations are put away.
+        progress: Whether to show a progress bar.
+    """
+    sweeps = Sweeps(replay, [[] for _ in replay.blocks], activations or Activations())
+    streams = {name: sweeps.open(corpus.batches(batch_size)) for name, corpus in corpora.items()}
+    found = []
+    quiet = not progress or ranks.rank() > 0
+    for index in tqdm(range(len(replay.blocks)), desc="Measuring layers", unit="block", disable=quiet, delay=1):
+        before = {name: stream.front for name, stream in streams.items()}
+        sweeps.forward(streams, range(index, index + 1), lambda _: {}, lambda _: None)
+        total = torch.zeros(2, dtype=torch.float64)
+        for name, stream in streams.items():
+            for left, right in zip(before[name], stream.front, strict=True):
+                alike = F.cosine_similarity(left.tensor().float(), right.tensor().float(), dim=-1)
+                total += torch.tensor([float(alike.double().sum()), alike.numel()], dtype=torch.float64)
+        alike_sum, tokens = ranks.add_up(total).tolist()
+        found.append(1.0 - alike_sum / tokens)
+    return torch.tensor(found)
+
+
+def choose_layers(
+    replay: Replay, corpora: Mapping[str, Corpus], batch_size: int, removed: int, journal: Journal, **keywords: Any
+) -> UnitFacts:
+    """Choose the layers that go, and write the others down.
+
+    Args:
+        replay: The engine, entered.
+        corpora: Calibration text.
+        batch_size: Sequences in a forward pass.
+        removed: How many go.
+        journal: Where the layers that stay are written down.
+        keywords: Keywords of ``block_influence``.
+    """
+    notes = journal.notes(PRUNE)
+    if notes:
+        (facts,) = note_fields(notes[0], "units", UnitFacts)
+    else:
+        mine = {name: corpus.share() for name, corpus in corpora.items()}
+        scores = block_influence(replay, mine, batch_size, **keywords)
+        keep = masks.keep_block(scores[None], removed)[0]
+        quantiles = scores.quantile(torch.tensor(list(QUANTILES.values()))).tolist()
+        summary = {**dict(zip(QUANTILES, quantiles, strict=True)), "threshold": float(scores[~keep].max())}
+        size = weights_in(replay.blocks[0])
+        facts = UnitFacts(replay.prefix, 0, "layer", len(keep), pack_removed((~keep).tolist()), size, scores=summary)
+    gone = set(facts.removed_indices)
+    left = [index for index in range(facts.count) if index not in gone]
+    for place in range(len(notes), len(left)):
+        with replay.weights.block(left[place]) as block:
+            state = ((f"{replay.prefix}.{place}.{name}", value) for name, value in block.state_dict().items())
+            note = {"units": [vars(facts)]}
+            journal.finish(PRUNE, place, note, front={}, weights=state)
+    return facts
