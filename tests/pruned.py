@@ -12,7 +12,7 @@ from hubprune.architecture import describe, find_matrices
 from hubprune.facts import CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals
 from hubprune.reloading import make_probe
 from hubprune.report import PruningReport
-from hubprune.weights import Weights
+from hubprune.weights import Weights, touched_by
 
 VOCABULARY = 96
 BASE_COMMIT = "a" * 40
@@ -47,7 +47,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def prune_by_hand(model: PreTrainedModel, base_id: str = "org/base", method: str = "magnitude") -> PruningReport:
     """Keep the two weights of the largest magnitude in every four, and write down what was done."""
     matrices = find_matrices(model)
-    untouched = Weights(model).untouched_sha256(matrices)
+    untouched = Weights(model).untouched_sha256(touched_by(matrices))
     rows = []
     for matrix in matrices:
         groups = matrix.view().reshape(-1, 4)
