@@ -19,7 +19,7 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN...", help="Pruned models of one base: folders, or repositories as repo[@branch]."
+            metavar="RUN", help="Two or more pruned models of one base: folders, or repositories, repo or repo@branch."
         ),
     ],
     out: Annotated[
