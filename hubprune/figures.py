@@ -23,6 +23,7 @@ FOLDER = "figures"
 """Where the figures of a model lie, in its folder and in its repository."""
 LEAST_SPAN = 10.0  # percentage points that the colour scale of sparsity spans at least
 DECADES = 2.0  # scores that span more than this are drawn on a logarithmic axis
+FEWEST_ROWS = 3  # a heatmap is as high as this many rows at least, so that its scale has room
 BINS = 40
 BOX = 0.7  # width of the boxes of one layer
 HEAD, ROW = 0.95, 0.32  # inches for title and axis, and for each row of cells
@@ -308,7 +309,7 @@ def _maps(
     """Draw one heatmap for each panel, types from the top and layers from the left."""
     kinds = list(dict.fromkeys(kind for cells in panels.values() for kind, _ in cells))
     blocks = sorted({block for cells in panels.values() for _, block in cells})
-    figure = drawing.canvas((HEAD + ROW * len(kinds)) * len(panels))
+    figure = drawing.canvas((HEAD + ROW * max(len(kinds), FEWEST_ROWS)) * len(panels))
     axes = _panels(figure, len(panels))
     for one, (title, cells) in zip(axes, panels.items(), strict=True):
         values = [[cells.get((kind, block)) for block in blocks] for kind in kinds]
