@@ -6,12 +6,14 @@ Everything shown comes from the report; nothing is measured here, and neither to
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from hubprune.corpora import SourceConfig, filter_text, parse_source
+from hubprune.figures import FigureKind
 from hubprune.presets import CORPORA, METHODS
 from hubprune.readme import as_list, merge_metadata, own_parts, unique, write_section
 from hubprune.recipe import HUB_ID, base_on_hub, cli_recipe, public, python_recipe, quote
@@ -187,13 +189,20 @@ def _link(repo_id: str, kind: str = "") -> str:
     return f"[{_code(repo_id)}](https://huggingface.co/{kind}{repo_id})"
 
 
-def render_card(report: PruningReport, repo_id: str | None = None, existing: str | None = None) -> str:
+def render_card(
+    report: PruningReport,
+    repo_id: str | None = None,
+    existing: str | None = None,
+    *,
+    figures: Sequence[FigureKind] = (),
+) -> str:
     """Render the README of a pruned model.
 
     Args:
         report: The run's report; the only source of facts.
         repo_id: Repository that the card is for; None for a folder.
         existing: Text of the README that is there already: what the user wrote in it stays.
+        figures: Figures that lie beside it, to be shown.
 
     Raises:
         OutputError: The existing README cannot be read.
@@ -233,6 +242,7 @@ def render_card(report: PruningReport, repo_id: str | None = None, existing: str
         python=python_recipe(report, repo_id),
         command=cli_recipe(report, repo_id),
         hub_datasets=_hub_datasets(report),
+        figures=figures,
     )
     body = re.sub(r"\n{3,}", "\n\n", text).strip("\n")
     return write_section(body, ours, own)

@@ -7,7 +7,7 @@ instance to ``prune(..., criterion=mine)``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -88,6 +88,15 @@ class Criterion:
             ``(d_out, d_in)``; the sum over sequences reaches ``scores``.
         """
         return gradient.abs()
+
+    def alone(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the scores that each corpus alone would give, with its name, where several are weighed in ``scores``.
+
+        The report tells how far they agree. Arguments and shapes as in ``scores``.
+        """
+        yield from ()
 
     def scores(
         self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None

@@ -101,6 +101,8 @@ class MatrixFacts:
         pruned: Weights removed by the mask.
         zeros: Weights equal to zero afterwards; at least ``pruned``.
         damping: Damping that the Cholesky factorisation needed, None when there was none.
+        overlap: Jaccard index of what two corpora alone would have removed, by ``left/right``; empty where the method
+            does not weigh two corpora against each other.
     """
 
     name: str
@@ -110,6 +112,7 @@ class MatrixFacts:
     pruned: int
     zeros: int
     damping: float | None = None
+    overlap: dict[str, float] = field(default_factory=dict)
 
     @property
     def numel(self) -> int:

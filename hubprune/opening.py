@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from hubprune import hub
 from hubprune.errors import HubPruneError, NotFoundError, UnsupportedModelError
@@ -141,6 +144,27 @@ class Opening:
         """
         with self._refusals("download"), no_conversion():
             return load(self.name, *args, revision=self.repo.commit or "main", **self.keywords)
+
+    def weight_files(self) -> list[Path]:
+        """Download the safetensors files that the weights lie in, and nothing else.
+
+        Raises:
+            NotFoundError: There are none.
+        """
+        asked = {name: value for name, value in self._small.items() if name != "trust_remote_code"}
+        with self._refusals("download"):
+            for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+                found = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **asked)
+                if found is not None:
+                    break
+            else:
+                raise NotFoundError(
+                    f"{self.name} must hold its weights as safetensors, and there is no {SAFE_WEIGHTS_NAME}: save it "
+                    "again with save_pretrained"
+                )
+            if name == SAFE_WEIGHTS_NAME:
+                return [Path(found)]
+            return [Path(file) for file in get_checkpoint_shard_files(self.name, found, **asked)[0]]
 
     def weights_on_disk(self, folder: str | os.PathLike[str]) -> Any:
         """Download the model and load all but its decoder blocks, which are brought in whenever they are run.

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.card import render_card, size
 from hubprune.errors import HubPruneError, OutputError, UsageError
 from hubprune.facts import BaseFacts, Totals
+from hubprune.figures import FIGURES, figures_in
 from hubprune.hub import check_can_write, hub_errors, make_api
 from hubprune.readme import join_own, read_readme
 from hubprune.recipe import base_on_hub
@@ -152,7 +153,8 @@ def publish_folder(
     """Verify a saved pruned model and push it in one commit.
 
     The README is merged with the repository's; the folder's own README becomes what is pushed. Weight and tokenizer
-    files of an earlier push that the folder no longer has are deleted in the same commit; other files stay.
+    files and figures of an earlier push that the folder no longer has are deleted in the same commit; other files
+    stay.
 
     Args:
         folder: Folder written by ``save``.
@@ -304,7 +306,8 @@ def _refuse_other_model(repo_id: str, report: PruningReport, remote: _Remote) ->
 
 
 def _write_readme(folder: Path, repo_id: str, report: PruningReport, remote: _Remote) -> None:
-    write_text(folder / README, render_card(report, repo_id, join_own(remote.readme, read_readme(folder))))
+    existing = join_own(remote.readme, read_readme(folder))
+    write_text(folder / README, render_card(report, repo_id, existing, figures=figures_in(folder)))
 
 
 def _files(folder: Path) -> list[str]:
@@ -319,8 +322,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _stale(remote: frozenset[str], files: list[str]) -> tuple[str, ...]:
-    """Files of an earlier push that would be loaded beside or instead of the new ones."""
-    replaced = TOKENIZER_FILES if "tokenizer_config.json" in files else frozenset()
+    """Files of an earlier push that would be loaded beside or instead of the new ones, and its figures."""
+    replaced = {kind.path for kind in FIGURES} | (TOKENIZER_FILES if "tokenizer_config.json" in files else set())
     gone = remote.difference(files)
     return tuple(sorted(name for name in gone if WEIGHTS.fullmatch(name) or name in replaced))
 

@@ -165,16 +165,21 @@ class PruningReport:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file so that it is there whole or not at all.
+    """Write a text file so that it is there whole or not at all; errors as in ``write_bytes``."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file so that it is there whole or not at all.
 
     Raises:
         OutputError: The file cannot be written.
     """
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as handle:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as handle:
             temporary = handle.name
-            handle.write(text)
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)

@@ -16,12 +16,16 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import logging
 
+from hubprune import drawing, figures
 from hubprune.card import render_card, size
 from hubprune.errors import OutputError, UsageError
 from hubprune.readme import own_parts, read_readme
 from hubprune.reloading import make_probe
 from hubprune.report import REPORT_NAME, PruningReport, write_text
+
+logger = logging.get_logger(__name__)
 
 README = "README.md"
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
@@ -214,7 +218,7 @@ def write_record(
     *,
     model: PreTrainedModel | None = None,
 ) -> None:
-    """Complete a folder that ``save_pretrained`` of transformers wrote: tokenizer, report and card.
+    """Complete a folder that ``save_pretrained`` of transformers wrote: tokenizer, report, figures and card.
 
     Args:
         folder: The folder; what a user wrote in its README stays.
@@ -246,7 +250,10 @@ def _record(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     report.save(folder)
-    write_text(folder / README, render_card(report, repo_id, existing))
+    if not drawing.has_matplotlib():
+        logger.warning_once('The card has no figures: matplotlib draws them (pip install "hubprune[figures]").')
+    drawn = figures.write_figures(report, folder)
+    write_text(folder / README, render_card(report, repo_id, existing, figures=drawn))
 
 
 def _name_plain_class(model: PreTrainedModel, config_file: Path) -> None:
@@ -261,6 +268,10 @@ def _name_plain_class(model: PreTrainedModel, config_file: Path) -> None:
 
 def _keep_user_files(old: Path, staged: Path) -> None:
     for path in old.iterdir():
+        if path.name == figures.FOLDER and path.is_dir():
+            ours = shutil.ignore_patterns(*(kind.file for kind in figures.FIGURES))
+            shutil.copytree(path, staged / path.name, ignore=ours, dirs_exist_ok=True)
+            continue
         if path.name in OUR_FILES or WEIGHTS.fullmatch(path.name) or (staged / path.name).exists():
             continue
         if path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,13 +87,14 @@ class Weightwise(Chooser):
 
     def _decide(self, matrix: Matrix) -> None:
         """Score a matrix on the dense model and take the decision as far as it can be taken now."""
-        scores = self.scoring.score(matrix)
+        # Magnitudes say nothing beside the scores of other matrices: a matrix ranked by them gets its own share.
+        pattern = Unstructured(self.pattern.sparsity) if self.whole_model else self.pattern
+        choose = functools.partial(masks.keep_mask, pattern=pattern, block_size=self.config.block_size)
+        scores = self.scoring.score(matrix, choose)
         if self.whole_model and matrix.name not in self.scoring.unranked:
             self.scores[matrix] = scores
             return
-        # Magnitudes say nothing beside the scores of other matrices: a matrix ranked by them gets its own share.
-        pattern = Unstructured(self.pattern.sparsity) if self.whole_model else self.pattern
-        keep = masks.keep_mask(scores, pattern, self.config.block_size)
+        keep = choose(scores)
         if self.repairs or self.whole_model:
             self.keep[matrix] = keep
         else:
@@ -151,6 +153,7 @@ class Weightwise(Chooser):
 
     def _record(self, matrix: Matrix, keep: torch.Tensor) -> None:
         damping = self.scoring.damping_of.get(matrix.name)
+        overlap = self.scoring.overlap_of.get(matrix.name, {})
         stored = matrix.stored()
         apply.copy(stored, ranks.copy_from_first(stored))
         view = matrix.view()
@@ -160,7 +163,7 @@ class Weightwise(Chooser):
             )
         pruned, zeros = int((~keep).sum()), int((view == 0).sum())
         self.facts[matrix.name] = MatrixFacts(
-            matrix.name, matrix.block, matrix.kind, matrix.shape, pruned, zeros, damping
+            matrix.name, matrix.block, matrix.kind, matrix.shape, pruned, zeros, damping, overlap
         )
 
     def waiting(self, index: int) -> dict[str, torch.Tensor]:
@@ -183,11 +186,12 @@ class Weightwise(Chooser):
     def note(self, index: int, stage: str) -> dict[str, Any]:
         """Rows of the report, and what else has to be known later."""
         names = [matrix.name for matrix in self.by_block[index]]
-        damping = self.scoring.damping_of
+        damping, overlap = self.scoring.damping_of, self.scoring.overlap_of
         return {
             "rows": [dataclasses.asdict(self.facts[name]) for name in names if name in self.facts],
             "unranked": [name for name in names if name in self.scoring.unranked and stage != REPAIR],
             "damping": {name: damping[name] for name in names if name in damping},
+            "overlap": {name: overlap[name] for name in names if name in overlap},
         }
 
     def take_up(self, note: Mapping[str, Any]) -> None:
@@ -195,6 +199,7 @@ class Weightwise(Chooser):
         self.facts |= {row.name: row for row in note_fields(note, "rows", MatrixFacts)}
         self.scoring.unranked += note["unranked"]
         self.scoring.damping_of |= note["damping"]
+        self.scoring.overlap_of |= note["overlap"]
 
     def rows(self) -> tuple[list[MatrixFacts], list[UnitFacts]]:
         """A row for each matrix."""

@@ -17,14 +17,15 @@ ORDER = (
     "filling sources architecture units removal weights activations shards work sequences calibration inputs "
     "recording replay stats criterion unit_criterion criteria evidence masks allocation apply sweeps scoring "
     "choosing weightwise unit_evidence unitwise loop layers pruner evaluation opening reloading verifier readme "
-    "recipe card saving publisher flow footprint probe estimate runs modeling quantizer cli __main__"
+    "recipe drawing figures similarity card saving publisher comparison flow footprint probe estimate runs "
+    "modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
     "errors resources sparsity fields presets corpora config facts report huberrors hub jobs filling sources "
-    "readme recipe card".split()
+    "readme recipe drawing figures similarity card".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}

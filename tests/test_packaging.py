@@ -82,7 +82,7 @@ def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert f"\nVersion: {hubprune.__version__}\n" in texts["METADATA"]
     assert "\nRequires-Python: >=3.11\n" in texts["METADATA"]
-    for extra in ("all", "demo", "eval", "onnx", "optimum", "peft", "test"):
+    for extra in ("all", "demo", "eval", "figures", "onnx", "optimum", "peft", "test"):
         assert f"\nProvides-Extra: {extra}\n" in texts["METADATA"]
     assert "hubprune = hubprune.cli:main" in texts["entry_points.txt"]
 

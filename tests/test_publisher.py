@@ -26,7 +26,14 @@ from hubprune.saving import save, write_record
 from hubprune.verifier import CHECKS, verify
 from tests.pruned import prune_by_hand, tiny_model, tiny_tokenizer
 
-MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", REPORT_NAME, "README.md"}
+MODEL_FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    REPORT_NAME,
+    "README.md",
+    "figures/sparsity.png",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +83,7 @@ def test_a_saved_folder_is_a_plain_checkpoint_with_its_record(
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder)("w5 w6")["input_ids"] == [5, 6]
-    assert {oct(p.stat().st_mode & 0o777) for p in folder.rglob("*")} == {"0o644"}
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.rglob("*") if p.is_file()} == {"0o644"}
     assert oct(folder.stat().st_mode & 0o777) == "0o755"
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
 
@@ -102,11 +109,17 @@ def test_saving_again_drops_stale_shards_and_keeps_what_is_the_users(
     (folder / "notes" / "mine.md").write_text("mine")
     (folder / ".eval_results").mkdir()
     (folder / ".eval_results" / "exam.yaml").write_text("exam")
+    (folder / "figures" / "mine.png").write_text("mine")
+    (folder / "figures" / "kept_units.png").write_text("of units that this run did not remove")
     readme = folder / "README.md"
     readme.write_text(readme.read_text() + "\n## My own words\n")
     verify(folder)
     save(model, folder, report=report)
-    assert set(snapshot(folder)) == MODEL_FILES | {"notes/mine.md", ".eval_results/exam.yaml"}
+    assert set(snapshot(folder)) == MODEL_FILES | {
+        "notes/mine.md",
+        ".eval_results/exam.yaml",
+        "figures/mine.png",
+    }
     assert readme.read_text().endswith("## My own words\n")
     assert PruningReport.load(folder).verification is None  # the stamp was for the files before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -236,8 +249,9 @@ def test_pushing_again_replaces_what_is_ours_and_keeps_the_rest(
     old = api.list_repo_files(repo_id)
     assert sum(name.startswith("model-") for name in old) > 1
     readme = Path(api.hf_hub_download(repo_id, "README.md")).read_text()
+    earlier = {"figures/overlap.png": "of a run that is replaced"}
     theirs = {".eval_results/exam.yaml": "exam", "figure.txt": "a figure", "README.md": f"{readme}\n## My own words\n"}
-    for name, text in theirs.items():
+    for name, text in {**theirs, **earlier}.items():
         api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id=repo_id)
 
     commits = len(api.list_repo_commits(repo_id))
@@ -323,7 +337,7 @@ def test_a_dry_run_sends_nothing(
     assert not api.repo_exists(repo_id)
     assert dict(plan.files) == {name: (folder / name).stat().st_size for name in MODEL_FILES}
     weights = (folder / "model.safetensors").stat().st_size
-    assert f"{repo_id}, new: 5 files" in str(plan)
+    assert f"{repo_id}, new: 6 files" in str(plan)
     assert f"upload model.safetensors  {weights / 1024:.1f} KiB" in str(plan)
     publish_folder(folder, repo_id, api=api)
     assert {s.rfilename for s in api.repo_info(repo_id).siblings} == MODEL_FILES | {".gitattributes"}

@@ -48,7 +48,9 @@ def full_report() -> PruningReport:
         application="zero",
         options={"x": 1.5},
         corpora=[corpus],
-        matrices=[MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1)],
+        matrices=[
+            MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1, {"general/domain": 0.4})
+        ],
         totals=Totals(1536, 768, 770, 20_000, 18_000, 19_000),
         untouched_sha256="b" * 64,
         probe=Probe([1, 2, 3], [0.5, -1.25]),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hubprune import __version__
+from hubprune.cli.compare import compare
 from hubprune.cli.folder import card, push, verify
 from hubprune.cli.measure import evaluate
 from hubprune.cli.offline import demo, serve
@@ -26,6 +27,7 @@ def build() -> typer.Typer:
     app.command("plan", context_settings=FORGIVING)(plan)
     app.command("methods")(methods)
     app.command("eval", context_settings=FORGIVING)(evaluate)
+    app.command("compare", context_settings=FORGIVING)(compare)
     app.command("push", context_settings=FORGIVING)(push)
     app.command("verify", context_settings=FORGIVING)(verify)
     app.command("card", context_settings=FORGIVING)(card)

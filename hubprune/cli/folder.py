@@ -64,7 +64,7 @@ def card(
         str | None, typer.Option(metavar="REPO", help="Repository that the card is for. Without it: the folder.")
     ] = None,
 ) -> None:
-    """Write the README of a pruned model's folder anew from its report; what you wrote in it stays."""
+    """Write README and figures of a pruned model's folder anew from its report; what you wrote in it stays."""
     print(rewrite_card(folder, repo_id))
 
 
@@ -83,9 +83,13 @@ def rewrite_card(folder: Path, repo_id: str | None) -> Path:
         OutputError: The README cannot be read or written.
     """
     from hubprune.card import render_card
+    from hubprune.drawing import has_matplotlib
+    from hubprune.figures import figures_in, write_figures
     from hubprune.hub import README
     from hubprune.readme import read_readme
     from hubprune.report import PruningReport, write_text
 
-    text = render_card(PruningReport.load(folder), repo_id, read_readme(folder))
+    report = PruningReport.load(folder)
+    figures = write_figures(report, folder) if has_matplotlib() else figures_in(folder)
+    text = render_card(report, repo_id, read_readme(folder), figures=figures)
     return write_text(folder / README, text)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.report import PruningReport
+    from hubprune.similarity import Comparison, Square
 
 SHORT = 12  # characters of a hash that are shown
 
@@ -229,6 +230,35 @@ def _protocol(row: Perplexity) -> str:
         f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every "
         f"{row.stride}; {start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
     )
+
+
+def comparison(found: Comparison) -> list[Any]:
+    """How alike the masks of several runs are."""
+    names = [run.name for run in found.runs]
+
+    def line(title: str, square: Square) -> list[str]:
+        return [title, *(_index(square[left][right]) for left, right in found.pairs)]
+
+    runs = []
+    for place, run in enumerate(found.runs):
+        removed, count = found.removed(place)
+        runs.append((run.name, f"{run.method}, {run.pattern}: {removed:,} of {count:,} {found.unit} removed"))
+    square = [[name, *map(_index, row)] for name, row in zip(names, found.similarity(), strict=True)]
+    pairs = [found.name_pair(pair) for pair in found.pairs]
+    rows = [line("all", found.similarity()), line("by chance", found.by_chance())]
+    rows += [line(kind, found.similarity(kind=kind)) for kind in found.kinds]
+    rows += [line(f"layer {block}", found.similarity(block=block)) for block in found.blocks]
+    return [
+        _facts(runs, f"What the runs removed from {found.base}"),
+        _numbers(("Jaccard index", *names), square),
+        _numbers(("Jaccard index", *pairs), rows),
+        f"Jaccard index: {found.unit} that both removed, of those that at least one did. By chance: of masks drawn at "
+        "random with as many removed in each place.",
+    ]
+
+
+def _index(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) -> list[str]:

@@ -12,6 +12,8 @@ the two importances multiplied on comparable scales. ``additive`` is their sum.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from hubprune.criterion import Criterion
@@ -59,6 +61,14 @@ class DPruner(Criterion):
         fisher = gradient.square()
         refined = gradient * (1 + self._general(weight, summary) * _relative(fisher))
         return (refined * weight - 0.5 * weight.square() * fisher).abs()
+
+    def alone(
+        self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield ``G`` and ``sum_n |g_n W|``; the form of the paper adds up nothing that is the domain's alone."""
+        if summary is not None and gradient is not None and self.form != "paper":
+            yield "general", 0.5 * weight.square() / summary
+            yield self.gradients or "domain", gradient * weight.abs()
 
     def scores(
         self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None
