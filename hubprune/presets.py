@@ -170,7 +170,7 @@ METHODS: dict[str, Method] = {
             arxiv="2406.00030",
             unit="ffn_neuron",
             sparsity=0.1,
-            options={"strategy": "greedy", "alpha": 2.0, "positions": 128},
+            options={"strategy": "greedy", "alpha": 2.0, "positions": 128.0},
             choices={"strategy": ("greedy", "random")},
         ),
         Method(
