@@ -22,7 +22,8 @@ from hubprune.architecture import max_length
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import CorpusError
 from hubprune.facts import CorpusFacts, SourceFacts
-from hubprune.sources import Document, documents, resolve_source, text_key
+from hubprune.sources import Document, documents, joined, resolve_source, text_key
+from hubprune.tokens import tokenize
 
 # Tokens in a sequence unless more are asked for. Models announce contexts of 128k tokens and more; taking that as the
 # default is what runs calibration out of memory elsewhere.
@@ -44,12 +45,14 @@ class Corpus:
         sequences: Token ids, each ``(T,)``, int64.
         facts: What the report says about it.
         keys: Hashes by which its documents are recognised.
+        sizes: Bytes of text that each token stands for, shaped as the sequences; empty where that is not known.
     """
 
     name: str
     sequences: tuple[torch.Tensor, ...]
     facts: CorpusFacts
     keys: frozenset[str] = frozenset()
+    sizes: tuple[torch.Tensor, ...] = ()
 
     def named(self, name: str) -> Corpus:
         """The same text under another name."""
@@ -104,7 +107,7 @@ def load_corpus(
     """
     config = parse_corpus(value, **settings)
     length = _sequence_length(config, name, max_length)
-    reader = _Reader(tokenizer, length, config.packing, at_most, frozenset(exclude))
+    reader = _Reader(tokenizer, length, config, at_most, frozenset(exclude))
     bar = tqdm(
         desc=f"Reading {name} text",
         unit="sequence",
@@ -117,13 +120,12 @@ def load_corpus(
     sources: list[SourceFacts] = []
     with bar:
         if config.texts:
-            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip())
+            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip() or config.join)
             taken.append(reader.take(given, config.num_samples, f"the {name} corpus", bar))
         for source, count in zip(config.sources, _shares(config, name) if config.sources else (), strict=True):
             known, commit = resolve_source(source, token=token)
-            rows = documents(
-                known, tokenizer, commit=commit, streaming=config.streaming, seed=config.seed, token=token
-            )
+            seed = config.seed if config.join is None else None
+            rows = documents(known, tokenizer, commit=commit, streaming=config.streaming, seed=seed, token=token)
             taken.append(reader.take(rows, count, f"the {name} corpus, {known.dataset},", bar))
             sources.append(
                 SourceFacts(
@@ -140,9 +142,11 @@ def load_corpus(
     sequences = tuple(sequence for part in taken for sequence in part.sequences)
     samples = [part.samples[turn] for turn in range(SAMPLES) for part in taken if turn < len(part.samples)]
     facts = CorpusFacts(
-        name=name, sources=sources, packing=config.packing, seed=config.seed, samples=samples[:SAMPLES]
+        name, sources, packing=config.packing, seed=config.seed, samples=samples[:SAMPLES], join=config.join
     )
-    return Corpus(name, sequences, _count(facts, sequences), frozenset(key for part in taken for key in part.keys))
+    sizes = tuple(size for part in taken for size in part.sizes)
+    keys = frozenset(key for part in taken for key in part.keys)
+    return Corpus(name, sequences, _count(facts, sequences), keys, sizes if len(sizes) == len(sequences) else ())
 
 
 def corpus_from_tokens(token_ids: torch.Tensor, name: str = "corpus") -> Corpus:
@@ -254,6 +258,8 @@ class _Taken:
         left: Token ids that filled no sequence.
         keys: Keys of the documents used.
         samples: The first characters of some.
+        sizes: Bytes of text that each token stands for, as far as the tokenizer says it.
+        left_sizes: Those of ``left``.
     """
 
     sequences: list[torch.Tensor] = field(default_factory=list)
@@ -261,6 +267,14 @@ class _Taken:
     left: list[int] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     samples: list[str] = field(default_factory=list)
+    sizes: list[torch.Tensor] = field(default_factory=list)
+    left_sizes: list[int] = field(default_factory=list)
+
+    def add(self, length: int) -> None:
+        """Make a sequence of the first token ids that are left."""
+        self.sequences.append(torch.tensor(self.left[:length]))
+        self.sizes += [torch.tensor(self.left_sizes[:length])] if len(self.left_sizes) == len(self.left) else []
+        del self.left[:length], self.left_sizes[:length]
 
 
 @dataclass(frozen=True)
@@ -269,7 +283,7 @@ class _Reader:
 
     tokenizer: Any
     length: int
-    packing: bool
+    config: CorpusConfig
     at_most: bool
     exclude: frozenset[str]
 
@@ -280,34 +294,37 @@ class _Reader:
             CorpusError: There are no more documents before that; what is missing is said of ``what``.
         """
         taken = _Taken()
-        for document in found:
-            if self.exclude.intersection(document.keys):
+        texts: Iterable[Document] = (one for one in found if not self.exclude.intersection(one.keys))
+        rows = 1
+        if self.config.join is not None:
+            whole, rows = joined(texts, self.config.join, count * self.length)
+            texts = [whole] if whole.text.strip() else []
+        for document in texts:
+            ids, sizes = self._tokens(document)
+            if len(ids) < SHORTEST and not self.config.packing:
                 continue
-            ids = self._token_ids(document)
-            if len(ids) < SHORTEST and not self.packing:
-                continue
-            taken.documents += 1
+            taken.documents += rows
             taken.keys.update(document.keys)
             if len(taken.samples) < SAMPLES:
                 taken.samples.append(document.text[:SAMPLE_CHARACTERS])
             before = len(taken.sequences)
-            self._fill(taken, ids, count)
+            taken.left += ids
+            taken.left_sizes += sizes or ()
+            self._fill(taken, count)
             bar.update(len(taken.sequences) - before)
             if len(taken.sequences) == count:
                 return taken
         if self.at_most and not taken.sequences and len(taken.left) >= SHORTEST:
-            taken.sequences.append(torch.tensor(taken.left))
+            taken.add(len(taken.left))
         self._refuse_too_little(taken, count, what)
         return taken
 
-    def _fill(self, taken: _Taken, ids: list[int], count: int) -> None:
-        if not self.packing:
-            taken.sequences.append(torch.tensor(ids[: self.length]))
-            return
-        taken.left += ids
+    def _fill(self, taken: _Taken, count: int) -> None:
+        if not self.config.packing:
+            taken.add(self.length)
+            del taken.left[:], taken.left_sizes[:]
         while len(taken.left) >= self.length and len(taken.sequences) < count:
-            taken.sequences.append(torch.tensor(taken.left[: self.length]))
-            del taken.left[: self.length]
+            taken.add(self.length)
 
     def _refuse_too_little(self, taken: _Taken, count: int, what: str) -> None:
         if not taken.documents:
@@ -322,11 +339,12 @@ class _Reader:
                 "more text"
             )
 
-    def _token_ids(self, document: Document) -> list[int]:
-        """Token ids of one document; a packed one is closed by the end token."""
-        ids = list(self.tokenizer(document.text, add_special_tokens=document.bare, verbose=False)["input_ids"])
+    def _tokens(self, document: Document) -> tuple[list[int], list[int] | None]:
+        """Token ids of one document and their bytes; a packed one is closed by the end token, a joined one is not."""
+        ids, sizes = tokenize(self.tokenizer, document.text, special=document.bare)
         end = self.tokenizer.eos_token_id
-        return [*ids, end] if self.packing and end is not None and ids[-1:] != [end] else ids
+        closed = self.config.packing and self.config.join is None and end is not None and ids[-1:] != [end]
+        return (ids, sizes) if not closed else ([*ids, end], None if sizes is None else [*sizes, 0])
 
 
 def _sequence_length(config: CorpusConfig, name: str, limit: int | None) -> int:
@@ -366,7 +384,8 @@ def _count(facts: CorpusFacts, sequences: Sequence[torch.Tensor]) -> CorpusFacts
         tokens=sum(len(sequence) for sequence in sequences),
         token_sha256=_hash(sequences),
     )
-    said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in ("fingerprint", "samples")}
+    unsaid = {"fingerprint", "samples"} | ({"join"} if facts.join is None else set())
+    said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in unsaid}
     return replace(counted, fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
 
 

@@ -14,9 +14,10 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
-    "sources architecture weights activations shards work calibration inputs replay stats criterion criteria evidence "
-    "masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow footprint "
-    "probe estimate runs modeling quantizer cli __main__"
+    "sources tokens architecture weights activations shards work calibration inputs replay stats criterion criteria "
+    "evidence masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow "
+    "footprint probe estimate runs protocol calibrated variants measured harness answers sizes speed sidebyside "
+    "modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
