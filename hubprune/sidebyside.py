@@ -63,6 +63,7 @@ def evaluate(
     texts: Mapping[str, Any] | None = None,
     *,
     base: Any = "auto",
+    beside: Mapping[str, Any] | None = None,
     variant: str | None = None,
     tokenizer: Any = None,
     protocol: str | Protocol = "default",
@@ -90,6 +91,7 @@ def evaluate(
             where nothing else is asked for.
         base: What to measure beside a single model: ``"auto"`` for the base that its record names, a model, a
             repository or folder, or None for nothing.
+        beside: More models to measure, by name.
         variant: What the rows of a single model are called; None for ``pruned``, or ``base`` where it has no record.
         tokenizer: Tokenizer of a single model in memory.
         protocol: How perplexity is measured: a ``Protocol``, or the name of one: ``default``, ``papers`` (whole text,
@@ -119,7 +121,7 @@ def evaluate(
         AccessError, NotFoundError, OfflineError: A model or text is out of reach.
         NumericalError: A loss is NaN or infinite.
     """
-    variants = find_variants(model, base, variant, tokenizer, keywords)
+    variants = find_variants(model, base, beside or {}, variant, tokenizer, keywords)
     asked = not (tasks or answers or size or speed)
     known = recorded_texts(variants) if texts is None and asked else None
     chosen = (Protocol.named(protocol) if isinstance(protocol, str) else protocol).changed(

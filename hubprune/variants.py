@@ -90,39 +90,57 @@ class Variant:
 
 
 def find_variants(
-    model: Any, base: Any, variant: str | None, tokenizer: Any, keywords: Mapping[str, Any]
+    model: Any,
+    base: Any,
+    beside: Mapping[str, Any],
+    variant: str | None,
+    tokenizer: Any,
+    keywords: Mapping[str, Any],
 ) -> list[Variant]:
     """The models that were asked for, the base first.
 
     Args:
         model: A model in memory, its repository or folder, or several by name.
         base: What stands beside a single model: ``"auto"`` for the base that its record names, a model, or None.
-        variant: Name of a single model; None for ``pruned``, or ``base`` where it has no record.
+        beside: More models by name.
+        variant: Name of a single model; None for ``pruned``, or ``base`` where it has neither record nor base.
         tokenizer: Tokenizer of a single model in memory.
         keywords: Keywords of ``from_pretrained``; ``revision`` is that of the single model.
 
     Raises:
-        UsageError: No model was given.
+        UsageError: No model was given, or two of one name.
         AccessError, NotFoundError, OfflineError: A model is out of reach.
         UnsupportedModelError: One is no decoder language model.
     """
     shared = {name: value for name, value in keywords.items() if name != "revision"}
     if isinstance(model, Mapping):
-        given = [_variant(str(name), one, None, shared) for name, one in model.items()]
-        if not given:
-            raise UsageError('there is no model to measure: give at least one, such as {"pruned": "folder"}')
-        return given
-    one = _variant(variant or "", model, tokenizer, shared, keywords.get("revision"))
-    one.name = variant or ("pruned" if one.report is not None else BASE)
-    if base is None or one.name == BASE:
+        found = [_variant(str(name), one, None, shared) for name, one in model.items()]
+    else:
+        found = _with_base(_variant("", model, tokenizer, shared, keywords.get("revision")), base, variant, shared)
+    found += [_variant(name, one, None, shared) for name, one in beside.items()]
+    names = [one.name for one in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise UsageError(
+            f"each model has a name of its own, and {', '.join(twice)} stands for two: rename one"
+            if twice
+            else 'there is no model to measure: give at least one, such as {"pruned": "folder"}'
+        )
+    return found
+
+
+def _with_base(one: Variant, base: Any, variant: str | None, keywords: Mapping[str, Any]) -> list[Variant]:
+    """A single model, behind the one that it was made from."""
+    auto = isinstance(base, str) and base == "auto"
+    facts = one.report.base if one.report is not None and one.report.base.model_id else None
+    one.name = variant or (BASE if facts is None and (auto or base is None) else "pruned")
+    if base is None or one.name == BASE or (auto and facts is None):
         return [one]
-    if not (isinstance(base, str) and base == "auto"):
-        return [_variant(BASE, base, tokenizer if _in_memory(base) else None, shared), one]
-    facts = one.report.base if one.report is not None else None
-    if facts is None or not facts.model_id:
-        return [one]
+    if not auto:
+        return [_variant(BASE, base, one.tokenizer if _in_memory(base) else None, keywords), one]
+    assert facts is not None
     try:
-        return [_variant(BASE, facts.model_id, None, shared, facts.commit), one]
+        return [_variant(BASE, facts.model_id, None, keywords, facts.commit), one]
     except (AccessError, NotFoundError, OfflineError) as error:
         error.add_note("to measure the model without its base, give base=None (--no-base)")
         raise

@@ -181,51 +181,28 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *([("verified", _verified(report.verification))] if report.verification is not None else []),
         *_warnings(report.warnings),
     ]
-    return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
+    return [_facts(rows, "Pruned"), *([perplexities(report.evaluation)] if report.evaluation else [])]
 
 
-def _comparison(report: PruningReport) -> Table:
-    rows = []
-    for label, found in report.perplexities().items():
-        base, pruned = found.get("base"), found.get("pruned")
-        ratio = f"{pruned.perplexity / base.perplexity:.3f}" if base is not None and pruned is not None else "-"
-        rows.append((label, _value(base), _value(pruned), ratio))
-    return _numbers(("perplexity on", "base", "pruned", "pruned / base"), rows)
-
-
-def measurements(rows: Sequence[Perplexity]) -> list[Any]:
-    """Perplexities of one model, and how they were measured."""
-    table = _numbers(("text", "perplexity"), [(row.corpus, _value(row)) for row in rows])
-    said = (
-        "exp of the mean negative log likelihood per predicted token, in nats, with its standard error over windows."
-    )
-    return [table, said, *(f"{row.corpus}: {_protocol(row)}" for row in rows)]
-
-
-def _protocol(row: Perplexity) -> str:
-    start = "each begins with the start token" if row.bos else "no start token"
-    return (
-        f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every "
-        f"{row.stride}; {start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
-    )
-
-
-def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) -> list[str]:
-    """Warnings about texts that come from where the text of a model's calibration came from.
-
-    Args:
-        report: The model's record, None for a model that hubprune did not prune.
-        texts: The texts.
-    """
-    corpora = report.corpora if report is not None else []
-    used = {(s.dataset, s.config, s.split): corpus.name for corpus in corpora for s in corpus.sources}
-    return [
-        f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the "
-        f"{text.name} text comes from there too: its perplexity may be too good"
-        for text in texts
-        for source in text.sources
-        if (name := used.get((source.dataset, source.config, source.split))) is not None
+def perplexities(rows: Sequence[Perplexity]) -> Table:
+    """Perplexities: a line for each text, a column for each model, and how many times the base's each is."""
+    names = list(dict.fromkeys(row.variant for row in rows))
+    names = [name for name in ("base",) if len(names) > 1] + [
+        name for name in names if name != "base" or len(names) == 1
     ]
+    found = {(row.corpus, row.variant): row for row in rows}
+    lines = []
+    for label in dict.fromkeys(row.corpus for row in rows):
+        base = found.get((label, "base"))
+        others = [found.get((label, name)) for name in names if name != "base"]
+        ratios = [
+            f"{row.perplexity / base.perplexity:.3f}" if base is not None and row is not None else "-"
+            for row in others
+        ]
+        lines.append((label, *(_value(found.get((label, name))) for name in names), *ratios))
+    ratios = [f"{name} / base" for name in names if name != "base"] if "base" in names else []
+    width = 1 + len(names) + len(ratios)
+    return numbers(("perplexity on", *names, *ratios), [line[:width] for line in lines])
 
 
 def stamp(verification: Verification) -> Table:
@@ -287,7 +264,8 @@ def _facts(rows: Iterable[tuple[str, str]], title: str) -> Table:
     return table
 
 
-def _numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is words and whose others are numbers."""
     from rich import box
     from rich.table import Table
 
