@@ -106,7 +106,8 @@ class Tasks:
         with _quiet(progress), _seeded():
             modes = [(module, module.training) for module in model.modules()]
             try:
-                asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+                # In half precision, log likelihoods of some hundred nats would be summed to whole numbers.
+                asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32)
                 found: Any = evaluate(
                     asked, self.loaded, limit=self.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False
                 )
