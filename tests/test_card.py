@@ -225,7 +225,7 @@ def test_what_was_measured_later_is_shown_as_it_is(report: PruningReport) -> Non
     for said in (
         "Medians (lowest to highest) of 7 warm rounds",
         "`another processor`, 1 thread.",
-        "recovered, after ``Once `upon` ``, **repeats itself**",
+        "recovered, after `` Once `upon` ``, **repeats itself**:\n\n```text\na time\n# not a heading\n```",
         "Bits per byte: pruned 1.2500",
         "of these, only what the tasks above ask was tested",
     ):
