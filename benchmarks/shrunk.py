@@ -93,8 +93,8 @@ def main() -> None:
         return f"{value / unit:.{digits}f} ({value / dense[name]:.2f})"
 
     table(
-        f"Llama with {options.layers} layers, hidden {HIDDEN}, FFN {INTERMEDIATE}, on disk in bfloat16, run in float32; "
-        f"prompt of {PROMPT} tokens, {NEW} new ones; medians of {options.rounds} rounds; in brackets the ratio to dense",
+        f"Llama with {options.layers} layers, hidden {HIDDEN}, FFN {INTERMEDIATE}, bfloat16 on disk, float32 at work; "
+        f"prompt of {PROMPT} tokens, {NEW} new ones; medians of {options.rounds} rounds; in brackets: / dense",
         (
             "removed of all parameters",
             "FFN",

@@ -44,6 +44,7 @@ class Corpus:
         answers: Of examples, the position of the first token of each sequence's answer, at least 1; empty for text
             without answers.
         labels: Of examples, what the first field of each sequence's answer holds, such as ``yes``; as many as answers.
+        sizes: Bytes of text that each token stands for, shaped as the sequences; empty where that is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Corpus:
     keys: frozenset[str] = frozenset()
     answers: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    sizes: tuple[torch.Tensor, ...] = ()
 
     def share(self) -> Corpus:
         """The part of it that this process runs."""
@@ -60,6 +62,7 @@ class Corpus:
             sequences=tuple(ranks.share(self.sequences)),
             answers=tuple(ranks.share(self.answers)),
             labels=tuple(ranks.share(self.labels)),
+            sizes=tuple(ranks.share(self.sizes)),
         )
 
     def named(self, name: str) -> Corpus:
@@ -122,7 +125,7 @@ def load_corpus(
     examples = not packing and bool(given_answers) and None not in given_answers
     if name == TASK and not config.packing and not examples:
         _refuse_mixture(config)
-    reader = SequenceReader(tokenizer, length, packing, at_most, frozenset(exclude), examples)
+    reader = SequenceReader(tokenizer, length, packing, at_most, frozenset(exclude), examples, config.join)
     bar = tqdm(
         desc=f"Reading {name} text",
         unit="sequence",
@@ -135,13 +138,12 @@ def load_corpus(
     sources: list[SourceFacts] = []
     with bar:
         if config.texts:
-            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip())
+            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip() or config.join)
             taken.append(reader.take(given, config.num_samples, f"the {name} corpus", bar))
         for source, count in zip(config.sources, _shares(config, name) if config.sources else (), strict=True):
             known, commit = resolve_source(source, token=token)
-            rows = documents(
-                known, tokenizer, commit=commit, streaming=config.streaming, seed=config.seed, token=token
-            )
+            seed = config.seed if config.join is None else None
+            rows = documents(known, tokenizer, commit=commit, streaming=config.streaming, seed=seed, token=token)
             place = known.dataset + filter_text(known.filters)
             taken.append(reader.take(rows, count, f"the {name} corpus, {place},", bar))
             sources.append(
@@ -166,12 +168,15 @@ def load_corpus(
         packing=packing,
         seed=config.seed,
         samples=samples[:SAMPLES],
+        join=config.join,
         passed_over=sum(part.passed_over for part in taken),
     )
     answers = tuple(position for part in taken for position in part.answers)
     labels = tuple(label for part in taken for label in part.labels)
     keys = frozenset(key for part in taken for key in part.keys)
-    return Corpus(name, sequences, _count(facts, sequences, answers, labels), keys, answers, labels)
+    sizes = tuple(size for part in taken for size in part.sizes)
+    known_sizes = sizes if len(sizes) == len(sequences) else ()
+    return Corpus(name, sequences, _count(facts, sequences, answers, labels), keys, answers, labels, known_sizes)
 
 
 def _refuse_mixture(config: CorpusConfig) -> None:
@@ -324,7 +329,8 @@ def _count(
         examples=len(answers),
         distinct_answers=len({*labels}),
     )
-    said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in ("fingerprint", "samples")}
+    unsaid = {"fingerprint", "samples"} | ({"join"} if facts.join is None else set())
+    said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in unsaid}
     said["answers"] = list(answers)
     return replace(counted, fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
 

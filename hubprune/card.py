@@ -74,9 +74,9 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     tags = [tag for tag in _texts(card.get("tags")) if not STORAGE_TAGS.fullmatch(tag)]
     datasets = _hub_datasets(report)
     results = []
-    for row in report.evaluation:
-        if row.variant == "base":  # the base's numbers are not this model's results
-            continue
+    # The base's numbers are not this model's results, nor are those from before it was trained.
+    own = "recovered" if any(row.variant == "recovered" for row in report.evaluation) else "pruned"
+    for row in (row for row in report.evaluation if row.variant == own):
         known = [parsed for text_ in row.sources if text_ and (parsed := parse_source(text_)).dataset in datasets]
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
         results.append(
@@ -92,6 +92,18 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
                 metric_args={"window": row.window, "stride": row.stride, "bos": row.bos, "tokens": row.tokens},
             )
         )
+    for score in (score for score in report.tasks if score.variant == own):
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=f"task-{score.task}",
+                dataset_name=score.task,
+                metric_type=score.metric,
+                metric_name=f"{score.metric} ({score.task}, lm-evaluation-harness)",
+                metric_value=round(score.value, 4),
+                metric_args={"num_fewshot": score.fewshot, "examples": score.examples, "version": score.version},
+            )
+        )
     data = ModelCardData(
         license=text["license"],
         license_name=text["license_name"],
@@ -103,7 +115,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         pipeline_tag=text["pipeline_tag"] or "text-generation",
         tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *domains(report)]),
         datasets=datasets or None,
-        metrics=["perplexity"] if results else None,
+        metrics=unique([result.metric_type for result in results]) or None,
         model_name=card_title(report, repo_id),
         eval_results=results or None,
     )

@@ -93,6 +93,8 @@ class CorpusConfig:
             answer stays whole. None: joined, but for a ``task`` whose sources have answers.
         streaming: Read rows from the Hub as needed instead of downloading the files.
         seed: Seed of the choice and order of the rows.
+        join: Take the rows in their own order, empty ones too, and make one text of them before it becomes tokens,
+            with this between them; then there is no end token between documents.
 
     Raises:
         ConfigError: Any rule is broken; the message lists every one.
@@ -105,6 +107,7 @@ class CorpusConfig:
     packing: bool | None = None
     streaming: bool = True
     seed: int = 0
+    join: str | None = None
 
     def __post_init__(self) -> None:
         sources = (self.sources,) if isinstance(self.sources, str | Mapping | SourceConfig) else self.sources
@@ -115,6 +118,10 @@ class CorpusConfig:
             problems.append("a corpus needs either data sets or texts, got " + ("both" if self.texts else "neither"))
         if self.sequence_length is not None:
             problems += count_problems(self, {"sequence_length": (2, " tokens")})
+        if self.join is not None and not (isinstance(self.join, str) and self.packing):
+            problems.append(
+                f"join is a string, and joined documents are packed, got {self.join!r} and packing={self.packing}"
+            )
         if problems:
             raise ConfigError(problems)
 

@@ -1,8 +1,12 @@
 """Perplexity, with its protocol.
 
-The windows are the sequences of the corpus, so the stride equals the window: every token but the first of each window
-is predicted once, from the tokens before it in the same window. The mean is taken over all predicted tokens of all
-windows, not over windows.
+A text is one sequence of tokens or several. Without a stride each sequence is a window: every token but the first is
+predicted once, from the tokens before it in the same window. With a stride, sequences that were cut out of one text
+are put together again and read by a window that moves on by the stride; the tokens that an earlier window predicted
+are then context only. The mean is taken over all predicted tokens of all windows, not over windows.
+
+Bits per byte are the nats of all predicted tokens, over ln 2, over the UTF-8 bytes of the text that they stand for:
+unlike perplexity they do not depend on the vocabulary.
 
 The standard error is that of a ratio of two sums over windows (the delta method): with ``s`` the loss of a window,
 ``n`` its predicted tokens and ``m = sum(s) / sum(n)``, the variance of ``m`` over ``k`` windows is
@@ -13,7 +17,8 @@ far another draw of windows may lie; it is 0 where there is one window, which sa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,8 +38,31 @@ MOST_WIDE_LOGITS = 2**24
 MOST_NATS = 700.0
 
 
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Part of a text that is read in one go.
+
+    Attributes:
+        ids: Token ids, ``(T,)``.
+        context: Tokens at the start that are not predicted, at least 1.
+        text_bytes: Bytes that the predicted tokens stand for; None where that is not known.
+    """
+
+    ids: torch.Tensor
+    context: int = 1
+    text_bytes: int | None = None
+
+
 def perplexity(
-    model: Any, corpus: Corpus, *, variant: str = "pruned", batch_size: int = 8, progress: bool = True
+    model: Any,
+    corpus: Corpus,
+    *,
+    variant: str = "pruned",
+    batch_size: int = 8,
+    progress: bool = True,
+    window: int | None = None,
+    stride: int | None = None,
+    start: int | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a causal language model; the model is left as it was.
 
@@ -43,42 +71,39 @@ def perplexity(
     Args:
         model: Any causal language model of transformers, on any device.
         corpus: The text.
-        variant: What the row in the report is called, ``base`` or ``pruned``.
-        batch_size: Sequences in a forward pass, at most; fewer where the logits would not fit into memory.
+        variant: What the row in the report is called, such as ``base`` or ``pruned``.
+        batch_size: Windows in a forward pass, at most; fewer where the logits would not fit into memory.
         progress: Whether to show a progress bar, once it takes more than two seconds.
+        window: Tokens in a window; None for the corpus' own sequences.
+        stride: Tokens between the starts of two windows, at most ``window``; None for the window.
+        start: Token id that is put in front of each text; None for none.
 
     Returns:
         The perplexity with its protocol.
 
     Raises:
         NumericalError: The loss is NaN or infinite, or too large to take its exponential.
-        ConfigError: ``batch_size`` is below 1.
+        ConfigError: ``batch_size`` is below 1, or the stride does not fit the window.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1 sequence, got {batch_size}")
-    longest = max(len(sequence) for sequence in corpus.sequences)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    fitting = max(1, MOST_LOGITS // (longest * vocabulary))
-    losses: list[float] = []
-    counts: list[int] = []
-    batches = ranks.share(list(corpus.batches(min(batch_size, fitting))))
+    windows = cut(corpus, window, stride, start)
+    scored = ranks.share(_batches(windows, batch_size, model.get_input_embeddings().weight.shape[0]))
     bar = tqdm(
         desc=f"Perplexity on {corpus.name}",
         unit="window",
-        total=sum(map(len, batches)),
+        total=sum(map(len, scored)),
         disable=not progress or ranks.rank() > 0,
         delay=2,
         leave=False,
     )
-    # Not inference_mode: models that recompute rotary frequencies would keep tensors that cannot be trained with.
-    with bar, evaluation_mode(model), torch.no_grad():
-        for batch in batches:
-            ids = batch.to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits
-            losses += [_loss(row, targets) for row, targets in zip(logits, ids, strict=True)]
-            counts += [batch.shape[1] - 1] * len(batch)
+    losses: list[float] = []
+    with bar:
+        for batch in scored:
+            losses += log_losses(model, batch)
             bar.update(len(batch))
-    losses, counts = ranks.gather(losses), ranks.gather(counts)
+    counts = ranks.gather([len(one.ids) - one.context for batch in scored for one in batch])
+    losses = ranks.gather(losses)
     mean, stderr = _mean_and_error(losses, counts)
     if not mean < MOST_NATS:
         raise NumericalError(
@@ -86,7 +111,10 @@ def perplexity(
             "be stated; check the weights for NaN, prune less, or evaluate in float32"
         )
     value = math.exp(mean)
-    start = getattr(model.config, "bos_token_id", None)
+    longest = max(len(one.ids) for one in windows)
+    first = getattr(model.config, "bos_token_id", None)
+    bos = start is not None or first is not None and all(int(one.ids[0]) == first for one in windows)
+    text_bytes = sum(one.text_bytes or 0 for one in windows) or None
     return Perplexity(
         variant=variant,
         corpus=corpus.name,
@@ -94,30 +122,124 @@ def perplexity(
         stderr=value * stderr,
         tokens=sum(counts),
         windows=len(counts),
-        window=longest,
-        stride=longest,
-        bos=start is not None and all(int(sequence[0]) == start for sequence in corpus.sequences),
+        window=longest if window is None else window,
+        stride=stride or window or longest,
+        bos=bos,
         sources=[_spec(source) for source in corpus.facts.sources],
         fingerprint=corpus.facts.fingerprint,
+        layout=_layout(corpus),
+        join=corpus.facts.join,
+        text_bytes=text_bytes,
+        bits_per_byte=None if text_bytes is None else math.fsum(losses) / math.log(2) / text_bytes,
     )
 
 
-def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
+def _layout(corpus: Corpus) -> str:
+    """How a text is laid out, in a word."""
+    if corpus.facts.join is not None:
+        return "joined"
+    return "packed" if corpus.facts.packing else "separate"
+
+
+def cut(
+    corpus: Corpus, window: int | None = None, stride: int | None = None, start: int | None = None
+) -> list[Window]:
+    """Cut a text into windows, so that no token is predicted twice.
+
+    Args:
+        corpus: The text.
+        window: Tokens in a window; None for the corpus' own sequences.
+        stride: Tokens between the starts of two windows; None for the window. Below the window, each token but the
+            first of a text is predicted, from ``window - stride`` tokens before it or more.
+        start: Token id that is put in front of each text; None for none.
+
+    Raises:
+        ConfigError: The stride is not between 1 and the window.
+    """
+    texts = list(zip(corpus.sequences, corpus.sizes or [None] * len(corpus.sequences), strict=True))
+    if window is None and stride is None and start is None:
+        return [Window(ids, 1, None if sizes is None else int(sizes[1:].sum())) for ids, sizes in texts]
+    longest = max(len(ids) for ids, _ in texts)
+    window = longest if window is None else window
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window or window < 2:
+        raise ConfigError(
+            f"a window holds at least 2 tokens and moves on by 1 of them or more, at most by all, got a window of "
+            f"{window} and a stride of {stride}"
+        )
+    if corpus.facts.packing:
+        sizes = torch.cat(corpus.sizes) if corpus.sizes else None
+        texts = [(torch.cat(corpus.sequences), sizes)]
+    if start is not None:
+        texts = [(_behind(start, ids), None if sizes is None else _behind(0, sizes)) for ids, sizes in texts]
+    return [one for ids, sizes in texts for one in _windows(ids, sizes, window, stride)]
+
+
+def _behind(first: int, rest: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.tensor([first]), rest])
+
+
+def _windows(ids: torch.Tensor, sizes: torch.Tensor | None, window: int, stride: int) -> Iterator[Window]:
+    """The windows of one text; the last one is moved back so that it is full."""
+    predicted = 0
+    for at in range(0, len(ids), stride):
+        end = min(at + window, len(ids))
+        first = max(predicted, at + 1)
+        begin = max(0, end - window)
+        if first < end:
+            size = None if sizes is None else int(sizes[first:end].sum())
+            yield Window(ids[begin:end], first - begin, size)
+        predicted = end
+        if end == len(ids):
+            return
+
+
+def _batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[Window]]:
+    """Windows in order, those in a batch of one length."""
+    batches: list[list[Window]] = []
+    for one in windows:
+        fitting = max(1, MOST_LOGITS // (len(one.ids) * vocabulary))
+        same = bool(batches) and len(batches[-1][0].ids) == len(one.ids)
+        if same and len(batches[-1]) < min(size, fitting):
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return batches
+
+
+def log_losses(model: Any, windows: Sequence[Window]) -> list[float]:
+    """Sum the losses of windows of one length, in one forward pass.
+
+    Args:
+        model: The model.
+        windows: The windows.
+
+    Returns:
+        For each window the negative log likelihood of its predicted tokens, in nats.
+    """
+    ids = torch.stack([one.ids for one in windows])
+    # Not inference_mode: models that recompute rotary frequencies would keep tensors that cannot be trained with.
+    with evaluation_mode(model), torch.no_grad():
+        logits = model(input_ids=ids[:, :-1].to(model.device), use_cache=False).logits
+        return [_loss(row, one.ids[1:], one.context - 1) for row, one in zip(logits, windows, strict=True)]
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, first: int) -> float:
     """Sum the loss over one window.
 
     Args:
         logits: ``(T, vocabulary)``, in the model's type.
-        ids: ``(T,)``.
+        targets: The tokens to predict, ``(T,)``.
+        first: Place of the first one that counts.
 
     Returns:
         Nats. The softmax is taken in float32, a few tokens at a time, and summed in float64.
     """
     step = max(1, MOST_WIDE_LOGITS // logits.shape[1])
     total = 0.0
-    for start in range(0, len(ids) - 1, step):
-        stop = min(start + step, len(ids) - 1)
-        targets = ids[start + 1 : stop + 1].to(logits.device)
-        nats = torch.nn.functional.cross_entropy(logits[start:stop].float(), targets, reduction="none")
+    for begin in range(first, len(targets), step):
+        part = targets[begin : begin + step].to(logits.device)
+        nats = torch.nn.functional.cross_entropy(logits[begin : begin + step].float(), part, reduction="none")
         total += float(nats.double().sum())
     return total
 

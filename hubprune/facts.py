@@ -72,6 +72,8 @@ class CorpusFacts:
         examples: Sequences whose answer is known: all of them, or none.
         distinct_answers: Different labels among them.
         passed_over: Examples left out because their answer alone is longer than a sequence.
+        join: What stands between documents that were made one text before it became tokens; None where each became
+            tokens by itself.
     """
 
     name: str
@@ -87,6 +89,7 @@ class CorpusFacts:
     examples: int = 0
     distinct_answers: int = 0
     passed_over: int = 0
+    join: str | None = None
 
 
 @dataclass
@@ -217,7 +220,7 @@ class Perplexity:
     """One measured perplexity with its protocol.
 
     Attributes:
-        variant: ``base`` or ``pruned``.
+        variant: ``base``, ``pruned``, or another name of the model that was measured.
         corpus: Label of the text.
         perplexity: ``exp`` of the mean negative log likelihood per predicted token, in nats.
         stderr: Standard error of the perplexity over windows.
@@ -225,9 +228,14 @@ class Perplexity:
         windows: Windows scored.
         window: Tokens in a window.
         stride: Tokens between the starts of two windows.
-        bos: Whether each window begins with the tokenizer's start token.
+        bos: Whether each window, or each text that is read by itself, begins with the tokenizer's start token.
         sources: Data sets of the text.
         fingerprint: Fingerprint of the text.
+        layout: How the text was laid out: ``packed`` (documents one after the other), ``joined`` (by ``join``, before
+            they became tokens) or ``separate`` (each by itself).
+        join: What stands between joined documents.
+        text_bytes: UTF-8 bytes of the text that the predicted tokens stand for; None where the tokenizer does not say.
+        bits_per_byte: Bits that the model needs for a byte of text; the same for any vocabulary. None likewise.
     """
 
     variant: str
@@ -241,6 +249,148 @@ class Perplexity:
     bos: bool
     sources: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    layout: str = "packed"
+    join: str | None = None
+    text_bytes: int | None = None
+    bits_per_byte: float | None = None
+
+
+@dataclass
+class TaskScore:
+    """One metric of one task of lm-evaluation-harness.
+
+    Attributes:
+        variant: Name of the model that was measured.
+        task: Name of the task.
+        metric: Name of the metric, with its filter where that is not ``none``: ``acc``, ``exact_match,strict-match``.
+        value: The score.
+        stderr: Its standard error; None where the metric has none.
+        examples: Examples that were scored.
+        fewshot: Worked examples in each prompt.
+        higher_is_better: Whether more is better; None where the task does not say.
+        version: Version of the task.
+        recovered: The score as a fraction of the base's, or the base's of the score where less is better; None for the
+            base, and where the base's is 0 or missing.
+    """
+
+    variant: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    examples: int = 0
+    fewshot: int = 0
+    higher_is_better: bool | None = None
+    version: str = ""
+    recovered: float | None = None
+
+
+@dataclass
+class Answer:
+    """What a model wrote after a fixed prompt, choosing the likeliest token each time.
+
+    Attributes:
+        variant: Name of the model.
+        prompt: The prompt.
+        text: What it wrote.
+        tokens: Tokens that it wrote.
+        looped: Fraction of them in a run that says the same again and again.
+        problem: What is wrong with it, in words; empty when nothing is.
+    """
+
+    variant: str
+    prompt: str
+    text: str
+    tokens: int = 0
+    looped: float = 0.0
+    problem: str = ""
+
+
+@dataclass
+class SizeFacts:
+    """How large a model is.
+
+    Attributes:
+        variant: Name of the model.
+        parameters: Parameters; tied ones count once.
+        nonzeros: Parameters that are not zero.
+        dtype: Type of most of the weights.
+        memory_bytes: Bytes of the weights in memory.
+        file_bytes: Bytes of the weight files; None for a model that has none yet.
+        transfer_bytes: Estimate of the bytes that a transfer moves that compresses as the Hub's storage does (LZ4 in
+            chunks); None where it was not estimated.
+        zstd_bytes: Estimate of the bytes after zstandard at its usual level; None likewise.
+        estimated_from: Bytes of weights that the estimates were made from.
+        resident_bytes: Resident memory of a process of its own that has loaded the model and run it once; None where
+            none was started.
+    """
+
+    variant: str
+    parameters: int
+    nonzeros: int
+    dtype: str = ""
+    memory_bytes: int = 0
+    file_bytes: int | None = None
+    transfer_bytes: int | None = None
+    zstd_bytes: int | None = None
+    estimated_from: int = 0
+    resident_bytes: int | None = None
+
+
+@dataclass
+class SpeedFacts:
+    """How fast a model runs, measured in turns with the others, warm.
+
+    Attributes:
+        variant: Name of the model.
+        prefill: Tokens read in a second: median over the rounds.
+        decode: Tokens written in a second, one sequence, with a cache: median over the rounds.
+        prefill_spread: Lowest and highest of the rounds.
+        decode_spread: Likewise.
+        prompt_tokens: Tokens read in one go.
+        new_tokens: Tokens written in one go.
+        rounds: Rounds that were timed.
+        threads: Threads of the processor that torch used.
+        device: Where the model ran.
+        dtype: Type of the weights.
+    """
+
+    variant: str
+    prefill: float
+    decode: float
+    prefill_spread: tuple[float, float] = (0.0, 0.0)
+    decode_spread: tuple[float, float] = (0.0, 0.0)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    rounds: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    dtype: str = ""
+
+
+@dataclass
+class Evaluation:
+    """What was measured of some models, side by side.
+
+    Attributes:
+        perplexities: On each text.
+        tasks: Scores of tasks.
+        answers: What the models wrote after fixed prompts.
+        sizes: How large they are.
+        speeds: How fast they run.
+        notes: What the reader should know, in sentences.
+        hardware: Processor, cores, threads, GPU.
+        versions: Versions of the libraries.
+    """
+
+    perplexities: list[Perplexity] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    sizes: list[SizeFacts] = field(default_factory=list)
+    speeds: list[SpeedFacts] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -257,6 +257,13 @@ def local_path(place: str) -> Path:
     return Path(os.path.expanduser(place))
 
 
+def model_folder(repo: ResolvedRepo, *, cache_dir: str | Path | None = None, **_: Any) -> Path:
+    """Where the files of a model lie once they are here: its own folder, or that of its commit in the cache."""
+    if repo.local:
+        return local_path(repo.repo_id)
+    return _cache(repo.repo_id, "model", cache_dir) / "snapshots" / str(repo.commit)
+
+
 def local_file(source: SourceConfig) -> Path | None:
     """The path of a source that is a file, None for a data set of the Hub or a folder that holds one."""
     path = local_path(source.dataset)
@@ -297,7 +304,12 @@ def _ask(dataset: str, config: str | None, commit: str | None, token: Token) -> 
 
 
 def open_rows(
-    source: SourceConfig, *, commit: str | None = None, streaming: bool = True, seed: int = 0, token: Token = None
+    source: SourceConfig,
+    *,
+    commit: str | None = None,
+    streaming: bool = True,
+    seed: int | None = 0,
+    token: Token = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the rows of a source in a seeded order; the same arguments always give the same rows.
 
@@ -308,7 +320,7 @@ def open_rows(
         commit: Its commit.
         streaming: Read from the Hub as needed, in an order mixed over a window of rows; otherwise download first, and
             mix all rows.
-        seed: Seed of the order.
+        seed: Seed of the order; None for the rows' own.
         token: Token of the Hub.
 
     Yields:
@@ -329,10 +341,12 @@ def open_rows(
         else:
             address = _address(source.dataset, commit, token)
             rows = datasets.load_dataset(**address, name=source.config, split=source.split, streaming=streaming)
-        if isinstance(rows, datasets.IterableDataset):
+        if seed is None:
+            mixed: Any = rows
+        elif isinstance(rows, datasets.IterableDataset):
             # Reading several files at once, datasets waits 5 s for its threads at the end; one file needs no threads.
             files_at_once = min(FILES_AT_ONCE, rows.num_shards)
-            mixed: Any = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=files_at_once)
+            mixed = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER, max_buffer_input_shards=files_at_once)
         else:
             mixed = rows.shuffle(seed=seed, keep_in_memory=True)
         yield from enumerate(mixed)

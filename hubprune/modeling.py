@@ -12,10 +12,11 @@ from typing import Any, cast
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hubprune import flow, hub, publisher, ranks, saving
+from hubprune import flow, hub, publisher, ranks, saving, sidebyside
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_KEYWORDS, CORPUS_NAMES
 from hubprune.errors import ConfigError, UsageError
+from hubprune.facts import Evaluation
 from hubprune.fields import ALIASES
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
@@ -121,6 +122,26 @@ class PrunerMixin:
         holder.__class__ = type(base_model)  # a smaller model is built new, of the plain class
         holder.hubprune_report, holder.tokenizer = report, plan.tokenizer
         return model
+
+    def evaluate(self, texts: Mapping[str, Any] | None = None, **kwargs: Any) -> Evaluation:
+        """Measure this model beside its base, and take the result over into ``hubprune_report``.
+
+        Args:
+            texts: Text by label; None: the texts that the report names, where nothing else is asked for.
+            kwargs: ``tasks``, ``answers``, ``size``, ``speed``, ``base``, ``protocol``, ``stride``, ... as for
+                ``hubprune.evaluate``.
+
+        Returns:
+            What was measured; the card of the next push shows it.
+
+        Raises:
+            UsageError, ConfigError, CorpusError, AccessError, NotFoundError, OfflineError, NumericalError: As for
+                ``hubprune.evaluate``.
+        """
+        found = sidebyside.evaluate(self, texts, **{"tokenizer": self.tokenizer, **kwargs})
+        if self.hubprune_report is not None:
+            self.hubprune_report.record(found)
+        return found
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the weights, and beside them the tokenizer, the report and the model card.

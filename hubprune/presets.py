@@ -288,3 +288,8 @@ TEMPLATES: dict[str, str] = {
 ANSWERS: dict[str, str] = {
     row.dataset.partition(":")[0]: row.answer for rows in CORPORA.values() for row in rows if row.answer is not None
 }
+# Text to measure on whose rows are lines of one text: joined in their own order by what stands here, as the papers on
+# pruning and quantisation do it (IST-DASLab/gptq), so that perplexities can be compared.
+JOINED: dict[str, str] = {"Salesforce/wikitext": "\n\n"}
+# Names for text that is only measured on.
+MEASURED_TEXTS: dict[str, str] = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test"}

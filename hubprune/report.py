@@ -19,7 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, UnitFacts, Verification
+from hubprune.facts import (
+    Answer,
+    BaseFacts,
+    CorpusFacts,
+    Evaluation,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    SizeFacts,
+    SpeedFacts,
+    TaskScore,
+    Totals,
+    UnitFacts,
+    Verification,
+)
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "hubprune_report.json"
@@ -42,6 +56,11 @@ class PruningReport:
         untouched_sha256: Hash of every parameter outside the pruned matrices, taken before pruning.
         probe: What the pruned model answers to a fixed input, None before it was asked.
         evaluation: Perplexities before and after.
+        tasks: Scores of tasks of lm-evaluation-harness.
+        answers: What base and result wrote after fixed prompts.
+        sizes: How large base and result are, measured.
+        speeds: How fast they run, measured in one run.
+        measured_on: Hardware that ``speeds`` were measured on.
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process, as the operating system reports it.
         peak_gpu_memory_bytes: Highest memory allocated on the GPU, None without one.
@@ -65,6 +84,11 @@ class PruningReport:
     untouched_sha256: str = ""
     probe: Probe | None = None
     evaluation: list[Perplexity] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    sizes: list[SizeFacts] = field(default_factory=list)
+    speeds: list[SpeedFacts] = field(default_factory=list)
+    measured_on: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     peak_gpu_memory_bytes: int | None = None
@@ -86,6 +110,17 @@ class PruningReport:
         for row in self.evaluation:
             table.setdefault(row.corpus, {})[row.variant] = row
         return table
+
+    def record(self, found: Evaluation) -> None:
+        """Take over what was measured later: a row takes the place of an earlier one of the same thing."""
+        self.evaluation = _newest(self.evaluation, found.perplexities, "variant", "corpus")
+        self.tasks = _newest(self.tasks, found.tasks, "variant", "task", "metric")
+        again = {row.variant for row in found.answers}
+        self.answers = [row for row in self.answers if row.variant not in again] + found.answers
+        self.sizes = _newest(self.sizes, found.sizes, "variant")
+        if found.speeds:  # speeds of another run do not compare
+            self.speeds, self.measured_on = found.speeds, found.hardware
+        self.warnings += [note for note in found.notes if note not in self.warnings]
 
     def summary(self) -> dict[str, Any]:
         """What ``config.hubprune`` holds: enough to recognise a pruned model and where its report lies."""
@@ -162,6 +197,12 @@ class PruningReport:
         except ValueError as error:
             raise UsageError(f"{path} is not valid JSON ({error}): restore it or prune again") from None
         return cls.from_dict(data)
+
+
+def _newest(rows: list[Any], later: list[Any], *names: str) -> list[Any]:
+    """Rows with later ones in the places of those with the same key, new ones behind."""
+    found = {tuple(getattr(row, name) for name in names): row for row in (*rows, *later)}
+    return list(found.values())
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from hubprune.errors import CorpusError
-from hubprune.sources import Document
+from hubprune.sources import Document, joined
+from hubprune.tokens import tokenize
 
 # A single token predicts nothing.
 SHORTEST = 2
@@ -30,6 +31,8 @@ class Taken:
         answers: Of examples, the position of the first token of each answer.
         labels: Of examples, what the first field of each answer was filled with.
         passed_over: Examples left out because their answer alone is longer than a sequence.
+        sizes: Bytes of text that each token stands for, as far as the tokenizer says it.
+        left_sizes: Those of ``left``.
     """
 
     sequences: list[torch.Tensor] = field(default_factory=list)
@@ -40,6 +43,14 @@ class Taken:
     answers: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     passed_over: int = 0
+    sizes: list[torch.Tensor] = field(default_factory=list)
+    left_sizes: list[int] = field(default_factory=list)
+
+    def add(self, length: int) -> None:
+        """Make a sequence of the first token ids that are left."""
+        self.sequences.append(torch.tensor(self.left[:length]))
+        self.sizes += [torch.tensor(self.left_sizes[:length])] if len(self.left_sizes) == len(self.left) else []
+        del self.left[:length], self.left_sizes[:length]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class SequenceReader:
         at_most: Whether fewer sequences than asked for will do.
         exclude: Documents with one of these keys are passed over.
         examples: Whether answers are kept apart; then documents without one are passed over.
+        join: What goes between documents that are made one text before it becomes tokens; None to leave them apart.
     """
 
     tokenizer: Any
@@ -61,6 +73,7 @@ class SequenceReader:
     at_most: bool
     exclude: frozenset[str]
     examples: bool = False
+    join: str | None = None
 
     def take(self, found: Iterable[Document], count: int, what: str, bar: Any) -> Taken:
         """Read documents until they fill ``count`` sequences.
@@ -69,13 +82,16 @@ class SequenceReader:
             CorpusError: There are no more documents before that; what is missing is said of ``what``.
         """
         taken = Taken()
-        for document in found:
-            if self.exclude.intersection(document.keys):
-                continue
+        texts: Iterable[Document] = (one for one in found if not self.exclude.intersection(one.keys))
+        rows = 1
+        if self.join is not None:
+            whole, rows = joined(texts, self.join, count * self.length)
+            texts = [whole] if whole.text.strip() else []
+        for document in texts:
             before = len(taken.sequences)
             if not (self._add_example(taken, document) if self.examples else self._add(taken, document, count)):
                 continue
-            taken.documents += 1
+            taken.documents += rows
             taken.keys.update(document.keys)
             if len(taken.samples) < SAMPLES:
                 taken.samples.append(document.text[:SAMPLE_CHARACTERS])
@@ -83,21 +99,22 @@ class SequenceReader:
             if len(taken.sequences) == count:
                 return taken
         if self.at_most and not taken.sequences and len(taken.left) >= SHORTEST:
-            taken.sequences.append(torch.tensor(taken.left))
+            taken.add(len(taken.left))
         self._refuse_too_little(taken, count, what)
         return taken
 
     def _add(self, taken: Taken, document: Document, count: int) -> bool:
         """Add a document as text; False for one that is too short to stand alone."""
-        ids = self._token_ids(document)
-        if not self.packing:
-            if len(ids) >= SHORTEST:
-                taken.sequences.append(torch.tensor(ids[: self.length]))
-            return len(ids) >= SHORTEST
+        ids, sizes = self._tokens(document)
+        if len(ids) < SHORTEST and not self.packing:
+            return False
         taken.left += ids
+        taken.left_sizes += sizes or ()
+        if not self.packing:
+            taken.add(self.length)
+            del taken.left[:], taken.left_sizes[:]
         while len(taken.left) >= self.length and len(taken.sequences) < count:
-            taken.sequences.append(torch.tensor(taken.left[: self.length]))
-            del taken.left[: self.length]
+            taken.add(self.length)
         return True
 
     def _add_example(self, taken: Taken, document: Document) -> bool:
@@ -141,11 +158,12 @@ class SequenceReader:
                 f"more text{left_out}"
             )
 
-    def _token_ids(self, document: Document) -> list[int]:
-        """Token ids of one document; a packed one is closed by the end token."""
-        ids = list(self.tokenizer(document.text, add_special_tokens=document.bare, verbose=False)["input_ids"])
+    def _tokens(self, document: Document) -> tuple[list[int], list[int] | None]:
+        """Token ids of one document and their bytes; a packed one is closed by the end token, a joined one is not."""
+        ids, sizes = tokenize(self.tokenizer, document.text, special=document.bare)
         end = self.tokenizer.eos_token_id
-        return [*ids, end] if self.packing and end is not None and ids[-1:] != [end] else ids
+        closed = self.packing and self.join is None and end is not None and ids[-1:] != [end]
+        return (ids, sizes) if not closed else ([*ids, end], None if sizes is None else [*sizes, 0])
 
 
 def locate_answer(tokenizer: Any, text: str, answer: int) -> tuple[list[int], int, int]:

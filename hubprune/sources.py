@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ CHAT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": 
 TELLING_WORDS = 5
 # Values of a column that are named where a filter finds none, and the characters of each.
 VALUES_SHOWN, VALUE_CHARACTERS = 8, 40
+# Characters of a token, at most on average: where joined text is cut off before it becomes tokens.
+MOST_CHARACTERS = 16
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def documents(
     *,
     commit: str | None,
     streaming: bool = True,
-    seed: int = 0,
+    seed: int | None = 0,
     token: str | bool | None = None,
 ) -> Iterator[Document]:
     """Read the texts of a source in a seeded order; empty ones are left out.
@@ -154,7 +156,7 @@ def documents(
         tokenizer: Its chat template serves conversations.
         commit: The source's commit.
         streaming: As ``hub.open_rows``.
-        seed: Seed of the order.
+        seed: Seed of the order; None for the rows' own order, and the empty ones too.
         token: Token of the Hub.
 
     Raises:
@@ -170,7 +172,7 @@ def documents(
             continue
         write = write or _writer(source, row, tokenizer)
         document = write(row)
-        if document is not None and document.text.strip():
+        if document is not None and (seed is None or document.text.strip()):
             yield replace(document, keys=(*text_key(document.text), row_key(source, row)))
     sieve.refuse_nothing()
 
@@ -214,6 +216,29 @@ class _Sieve:
 def _listed(values: Sequence[str]) -> str:
     shown = [repr(value[:VALUE_CHARACTERS]) for value in sorted(values[:VALUES_SHOWN])]
     return ", ".join(shown) + (" and others" if len(values) > VALUES_SHOWN else "")
+
+
+def joined(found: Iterable[Document], join: str, tokens: int) -> tuple[Document, int]:
+    """Make one text of several.
+
+    Args:
+        found: The texts.
+        join: What goes between them.
+        tokens: Tokens that are wanted, after which no more is read.
+
+    Returns:
+        The text, and the number of texts in it.
+    """
+    parts: list[str] = []
+    keys: list[str] = []
+    characters = 0
+    for document in found:
+        parts.append(document.text)
+        keys += document.keys
+        characters += len(document.text) + len(join)
+        if characters > tokens * MOST_CHARACTERS:
+            break
+    return Document(join.join(parts), keys=tuple(keys)), len(parts)
 
 
 def _writer(source: SourceConfig, row: Row, tokenizer: Any) -> Callable[[Row], Document | None]:

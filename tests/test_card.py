@@ -19,7 +19,19 @@ from hubprune.card import card_metadata, render_card
 from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
+from hubprune.facts import (
+    Answer,
+    BaseFacts,
+    CorpusFacts,
+    MatrixFacts,
+    Perplexity,
+    SizeFacts,
+    SourceFacts,
+    SpeedFacts,
+    TaskScore,
+    Totals,
+    Verification,
+)
 from hubprune.presets import ANSWERS, CORPORA, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
 from hubprune.report import PruningReport
@@ -179,6 +191,49 @@ def test_every_number_of_the_tables_is_the_reports(report: PruningReport) -> Non
     assert made["commit"] == report.base.commit
     assert made["peak memory"] == "3.0 GiB"
     assert {made["time, `forward"], made["time, `backward"]} == {"12.50 s", "30.25 s"}
+
+
+def test_what_was_measured_later_is_shown_as_it_is(report: PruningReport) -> None:
+    plain = render_card(report, REPO)
+    assert "## Tasks" not in plain
+    assert "## Sample answers" not in plain
+    report.evaluation.append(perplexity("recovered", "domain", 18.25, 0.3, "qiaojin/PubMedQA:pqa_labeled:test"))
+    report.evaluation[3].bits_per_byte = 1.25
+    report.tasks = [
+        TaskScore("base", "pairs", "acc", 0.8, 0.02, 400, 0, True, "1"),
+        TaskScore("recovered", "pairs", "acc", 0.6, 0.03, 400, 0, True, "1", 0.75),
+    ]
+    report.answers = [Answer("recovered", "Once `upon`", "a time\n# not a heading", 4, 0.75, "repeats itself")]
+    report.sizes = [
+        SizeFacts("base", 1000, 990, "bfloat16", 2048, 4096, 3000, 2500, 2000, 2**28),
+        SizeFacts("recovered", 700, 690, "bfloat16", 1400),
+    ]
+    report.speeds = [SpeedFacts("base", 900.5, 50.25, (800.0, 950.0), (49.0, 51.0), 256, 32, 7, 1, "cpu", "bfloat16")]
+    report.measured_on = {"processor": "another processor"}
+    card = render_card(report, REPO)
+    found = tables(card)
+    assert found["Results"][0] == ["text", "base", "pruned", "pruned / base", "recovered", "recovered / base"]
+    assert found["Results"][1][4:] == ["not measured", "-"]
+    assert found["Results"][2][4:] == ["18.25 ± 0.30", f"{18.25 / 20.5:.2f}"]
+    assert found["Tasks"][1:] == [
+        ["pairs", "acc", "base", "0.8000 ± 0.0200", "-", "400", "0"],
+        ["pairs", "acc", "recovered", "0.6000 ± 0.0300", "75.00 %", "400", "0"],
+    ]
+    sizes, speeds = found["Size and speed"][:3], found["Size and speed"][3:]
+    assert sizes[1] == ["base", "1,000", "990", "2.0 KiB", "4.0 KiB", "2.9 KiB", "2.4 KiB", "256.0 MiB"]
+    assert sizes[2] == ["recovered", "700", "690", "1.4 KiB", *["not measured"] * 4]
+    assert speeds[1] == ["base", "900.50 (800.00 to 950.00)", "50.25 (49.00 to 51.00)"]
+    for said in (
+        "Medians (lowest to highest) of 7 warm rounds",
+        "`another processor`, 1 thread.",
+        "recovered, after `` Once `upon` ``, **repeats itself**:\n\n```text\na time\n# not a heading\n```",
+        "Bits per byte: pruned 1.2500",
+        "of these, only what the tasks above ask was tested",
+    ):
+        assert said in card
+    results = ModelCard(card).data.eval_results
+    assert [(result.metric_type, result.metric_value) for result in results] == [("perplexity", 18.25), ("acc", 0.6)]
+    assert ModelCard(card).data.metrics == ["perplexity", "acc"]
 
 
 def test_the_text_is_honest(report: PruningReport) -> None:

@@ -36,6 +36,7 @@ from hubprune.report import REPORT_NAME, PruningReport
 from hubprune.verifier import CHECKS
 from tests.localhub_helpers import run_command
 from tests.pruned import VOCABULARY, prune_by_hand, save_plain, tiny_model, tiny_tokenizer
+from tests.test_harness import write_pairs
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -222,7 +223,8 @@ def test_methods_lists_every_method_with_its_options(call: Call) -> None:
         (["prune", "m", "--sparsty", "0.5"], "--sparsity"),
         (["prune"], "BASE"),
         (["prun"], "No such command 'prun'"),
-        (["eval", "m"], "--text"),
+        (["eval", "m", "--protocol", "paper"], "did you mean 'papers'?"),
+        (["eval", "m", "--with", "a=x", "--with", "a=y"], "each label once"),
         (["eval", "m", "--text", "=medical"], "label=text"),
         (["hub"], "Missing command"),
     ],
@@ -754,20 +756,61 @@ def test_push_sends_a_folder_to_a_branch_or_says_what_it_would_send(
 # eval
 
 
-def test_eval_measures_and_states_the_protocol(call: Call, world: Any, pruned: tuple[Path, str]) -> None:
+def test_eval_measures_beside_the_base_and_states_the_protocol(
+    call: Call, world: Any, pruned: tuple[Path, str]
+) -> None:
     folder, _ = pruned
-    words = ("--num-samples", "4", "--sequence-length", "16")
-    code, out, err = call("eval", folder, "--text", f"notes={NOTES}::test", "--text", f"seen={NOTES}", *words)
+    words = ("--num-samples", "4", "--sequence-length", "16", "--stride", "8")
+    code, out, err = call("eval", folder, "--text", f"notes={NOTES}::test", *words)
     assert code == 0, err
-    value = re.search(r"^  notes +(\d+\.\d\d) ± ", out, re.MULTILINE)
-    assert value is not None
-    assert 20 < float(value[1]) < 1000
-    assert "notes: 60 tokens predicted in 4 windows of up to 16 tokens" in out
+    assert re.search(r"^  perplexity on +base +pruned +pruned / base", out, re.MULTILINE)
+    values = re.search(r"^  notes +(\d+\.\d\d) ± [\d.]+ +(\d+\.\d\d) ± [\d.]+ +(\d+\.\d{3})", out, re.MULTILINE)
+    assert values is not None
+    assert 20 < float(values[1]) < 1000
+    assert float(values[3]) == pytest.approx(float(values[2]) / float(values[1]), abs=2e-3)
+    assert "notes: 63 tokens predicted in 7 windows of up to 16 tokens, one every 8; no start token" in out
+    assert "documents packed one after the other" in out
     assert f"from {NOTES}:default:test; fingerprint " in out
-    assert [warning for warning in err.splitlines() if warning.startswith("warning: ")] == [
-        f"warning: the model was calibrated on text of {NOTES} (train), as its domain corpus, and the seen text comes "
-        "from there too: its perplexity may be too good"
-    ]
+    assert re.search(r"^  bits per byte on +base +pruned", out, re.MULTILINE)
+    assert "warning" not in err
+    assert "shares" in line(call("eval", folder, "--text", f"seen={NOTES}", *words))
+    code, out, err = call("eval", folder, "--no-base", "--text", f"notes={NOTES}::test", *words)
+    assert re.search(r"^  perplexity on +pruned *$", out, re.MULTILINE)
+
+
+def test_eval_writes_what_it_found_into_report_and_card(
+    call: Call, world: Any, pruned: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pruned[0], tmp_path / "model")
+    code, out, err = call("eval", folder, "--answers", "--size", "--speed", "--record")
+    assert code == 0, err
+    report = PruningReport.load(folder)
+    assert [row.variant for row in report.sizes] == [row.variant for row in report.speeds] == ["base", "pruned"]
+    base, own = report.sizes
+    assert re.search(
+        rf"^  not zero +{base.nonzeros:,} +{own.nonzeros:,} +{own.nonzeros / base.nonzeros:.3f}", out, re.M
+    )
+    assert re.search(r"^  pruned +[\d,.]+ \([\d,.]+ to [\d,.]+\)", out, re.M)
+    assert "(estimate)" in out
+    assert "1 thread" in out
+    assert f"pruned: {' '.join(report.answers[-1].prompt.split())}" in out
+    assert "warning: the pruned model has as many parameters as the base" in err
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| `pruned` | {own.parameters:,} | {own.nonzeros:,} |" in card
+    assert "## Sample answers" in card
+    assert "holds no hubprune_report.json" in line(call("eval", tmp_path, "--answers", "--record"))
+
+
+def test_eval_puts_tasks(call: Call, world: Any, pruned: tuple[Path, str], tmp_path: Path) -> None:
+    sides = [("w3 w4 w5", f"w5 w{n} w3") for n in (6, 7, 8)]
+    pairs = [{"good": good, "bad": bad} for one in sides for good, bad in (one, one[::-1])]
+    words = ("eval", BASE, "--task", write_pairs(tmp_path, pairs), "--with", f"other={pruned[0]}")
+    code, out, err = call(*words, "--limit", "4")
+    assert code == 0, err
+    assert re.search(r"^  task +base +other +other recovers +examples +few-shot", out, re.MULTILINE)
+    # Each pair stands there both ways, so that half of them are right.
+    assert re.search(r"^  pairs, acc +0\.5000 ± [\d.]+ +0\.5000 ± [\d.]+ +100\.0% +4 +0", out, re.MULTILINE), out
+    assert "no task file" in line(call("eval", BASE, "--task", "absent.yaml"))
 
 
 def test_eval_reads_the_held_out_split_of_a_preset(call: Call, world: Any) -> None:
@@ -780,6 +823,10 @@ def test_eval_reads_the_held_out_split_of_a_preset(call: Call, world: Any) -> No
 def test_eval_refuses_what_it_cannot_measure(call: Call, world: Any) -> None:
     assert "BertForMaskedLM" in line(call("eval", "cli/encoder", "--text", f"a={NOTES}"))
     assert "cli/absent" in line(call("eval", BASE, "--text", "a=cli/absent"))
+    assert "--text" in line(call("eval", BASE))
+    assert "stands for two" in line(
+        call("eval", BASE, "--answers", "--with", f"base={BASE}", "--with", f"pruned={BASE}")
+    )
 
 
 # Tables

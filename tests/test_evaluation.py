@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hubprune.calibration import Corpus, corpus_from_tokens, load_corpus
 from hubprune.errors import ConfigError, NumericalError
-from hubprune.evaluation import perplexity
+from hubprune.evaluation import cut, perplexity
 from hubprune.facts import CorpusFacts
 from tests.families import FAMILIES, build, token_ids
 
@@ -104,3 +106,82 @@ def test_what_cannot_be_stated_is_an_error():
         model.lm_head.weight[5, 5] = math.nan
     with pytest.raises(NumericalError, match="loss of the base model on the legal text is nan nats.* prune less"):
         perplexity(model, corpus, variant="base", progress=False)
+
+
+def strided(model, ids, window, stride) -> float:
+    """Every token but the first, from what a window that moves by the stride holds before it; in float64."""
+    nats, done, begin = 0.0, 1, 0
+    while done < len(ids):
+        end = min(begin + window, len(ids))
+        with torch.no_grad():
+            at = max(0, end - window)
+            logits = model(input_ids=ids[None, at:end], use_cache=False).logits[0].double().log_softmax(-1)
+        nats -= sum(float(logits[place - at - 1, ids[place]]) for place in range(max(done, begin + 1), end))
+        done, begin = end, begin + stride
+    return nats
+
+
+@pytest.mark.parametrize(("window", "stride"), [(12, 4), (12, 11), (12, 1), (7, 3), (64, 5)])
+def test_a_stride_gives_each_token_more_context_and_counts_it_once(window, stride):
+    model = build("llama")
+    ids = torch.cat(list(token_ids(4, 12)))
+    corpus = Corpus("x", tuple(ids.split(12)), CorpusFacts("x", packing=True))
+    found = perplexity(model, corpus, window=window, stride=stride, batch_size=3, progress=False)
+    assert found.tokens == len(ids) - 1
+    assert math.log(found.perplexity) * found.tokens == pytest.approx(strided(model, ids, window, stride), rel=1e-5)
+    assert (found.window, found.stride) == (window, stride)
+
+
+def test_a_stride_of_the_window_is_what_the_sequences_give():
+    model, corpus = build("gpt2"), Corpus("x", tuple(token_ids(5, 12)), CorpusFacts("x"))
+    plain = perplexity(model, corpus, progress=False)
+    assert perplexity(model, corpus, window=12, stride=12, progress=False) == plain
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.integers(2, 20),
+    st.integers(1, 20),
+    st.booleans(),
+    st.booleans(),
+)
+def test_no_token_is_predicted_twice(lengths, window, stride, packing, first):
+    sequences, place = [], 0
+    for length in lengths:
+        sequences.append(torch.arange(place, place + length))
+        place += length
+    corpus = Corpus("x", tuple(sequences), CorpusFacts("x", packing=packing), sizes=tuple(s + 1 for s in sequences))
+    if stride > window:
+        with pytest.raises(ConfigError, match=f"a window of {window} and a stride of {stride}"):
+            cut(corpus, window, stride)
+        return
+    found = cut(corpus, window, stride, -1 if first else None)
+    predicted = [int(token) for one in found for token in one.ids[one.context :]]
+    assert len(predicted) == len(set(predicted))
+    assert all(len(one.ids) <= window and one.context >= 1 for one in found)
+    if stride < window:
+        texts = 1 if packing else len(sequences)
+        assert len(predicted) == place - (0 if first else texts)
+    assert sum(one.text_bytes for one in found) == sum(token + 1 for token in predicted)
+
+
+def test_bits_per_byte_are_those_of_the_text_whatever_the_vocabulary():
+    model = build("llama")
+    ids = torch.cat(list(token_ids(4, 12)))
+    sizes = torch.arange(len(ids)) % 4
+    corpus = Corpus("x", tuple(ids.split(12)), CorpusFacts("x"), sizes=tuple(sizes.split(12)))
+    found = perplexity(model, corpus, window=48, stride=1, progress=False)
+    nats = math.log(reference(model, [ids])) * (len(ids) - 1)
+    assert found.text_bytes == int(sizes[1:].sum())
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.text_bytes, rel=1e-5)
+    assert perplexity(model, corpus_from_tokens(token_ids(), "x"), progress=False).bits_per_byte is None
+
+
+def test_a_start_token_goes_in_front_of_each_text():
+    model = build("llama")
+    ids = token_ids(3, 9)
+    corpus = corpus_from_tokens(ids, "x")
+    found = perplexity(model, corpus, window=10, stride=9, start=1, progress=False)
+    behind = torch.cat([torch.ones(3, 1, dtype=torch.long), ids], dim=1)
+    assert found.perplexity == pytest.approx(reference(model, behind), rel=1e-5)
+    assert (found.tokens, found.bos, found.layout) == (27, True, "separate")

@@ -14,11 +14,11 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
-    "filling sources architecture units removal weights activations shards work sequences calibration inputs "
-    "recording replay stats criterion unit_criterion criteria evidence masks allocation apply sweeps scoring "
-    "choosing weightwise unit_evidence unitwise loop layers pruner evaluation opening reloading verifier readme "
-    "recipe drawing figures similarity card saving publisher comparison flow footprint probe estimate runs "
-    "modeling quantizer cli __main__"
+    "filling sources tokens architecture units removal weights activations shards work sequences calibration "
+    "inputs recording replay stats criterion unit_criterion criteria evidence masks allocation apply sweeps "
+    "scoring choosing weightwise unit_evidence unitwise loop layers pruner evaluation opening reloading verifier "
+    "readme recipe drawing figures similarity card saving publisher comparison flow footprint probe estimate runs "
+    "protocol calibrated variants measured harness answers sizes speed sidebyside modeling quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}

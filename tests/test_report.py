@@ -14,18 +14,25 @@ from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import (
+    Answer,
     BaseFacts,
     CorpusFacts,
+    Evaluation,
     MatrixFacts,
     Perplexity,
     Probe,
+    SizeFacts,
     SourceFacts,
+    SpeedFacts,
+    TaskScore,
     Totals,
     UnitFacts,
     Verification,
     pack_removed,
 )
 from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
+
+LAID_OUT = ("joined", "; ", 4000, 1.25)
 
 
 def full_report() -> PruningReport:
@@ -38,7 +45,7 @@ def full_report() -> PruningReport:
         filters=[("lang", "de")],
         answer="{label}",
     )
-    corpus = CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1)
+    corpus = CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " ")
     return PruningReport(
         base=BaseFacts(
             "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
@@ -55,8 +62,8 @@ def full_report() -> PruningReport:
         untouched_sha256="b" * 64,
         probe=Probe([1, 2, 3], [0.5, -1.25]),
         evaluation=[
-            Perplexity("base", "domain", 12.5, 0.25, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
-            Perplexity("pruned", "domain", 14.5, 0.5, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
+            Perplexity("base", "domain", 12.5, 0.25, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64, *LAID_OUT),
+            Perplexity("pruned", "domain", 14.5, 0.5, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64, *LAID_OUT),
         ],
         units=[
             UnitFacts(
@@ -73,6 +80,11 @@ def full_report() -> PruningReport:
                 damping=0.01,
             )
         ],
+        tasks=[TaskScore("pruned", "pairs", "acc", 0.5, 0.1, 20, 2, True, "1.0", 0.9)],
+        answers=[Answer("pruned", "Once", "upon a", 2, 0.25, "repeats itself")],
+        sizes=[SizeFacts("pruned", 20_000, 19_232, "bfloat16", 40_000, 40_100, 30_000, 29_000, 40_000, 2**28)],
+        speeds=[SpeedFacts("pruned", 900.5, 50.5, (800.0, 950.0), (49.0, 51.0), 256, 32, 7, 2, "gpu", "bfloat16")],
+        measured_on={"processor": "a processor"},
         timings={"forward": 1.5},
         peak_memory_bytes=2**30,
         peak_gpu_memory_bytes=2**31,
@@ -147,6 +159,28 @@ def test_what_a_later_version_adds_is_dropped_and_what_an_older_lacks_has_its_de
     del data["warnings"], data["base"]["gated"]
     older = PruningReport.from_dict(data)
     assert (older.warnings, older.base.gated) == ([], False)
+
+
+def test_what_is_measured_later_takes_the_place_of_what_was_measured_of_the_same() -> None:
+    report = full_report()
+    speed = SpeedFacts("base", 1.0, 2.0)
+    found = Evaluation(
+        perplexities=[Perplexity("pruned", "domain", 1.5, 0.1, 10, 1, 8, 8, False), report.evaluation[0]],
+        tasks=[TaskScore("base", "pairs", "acc", 0.75)],
+        answers=[Answer("pruned", "Twice", "told"), Answer("base", "Twice", "told")],
+        sizes=[SizeFacts("pruned", 10, 9)],
+        speeds=[speed],
+        notes=["a word", "another word"],
+        hardware={"processor": "another"},
+    )
+    report.record(found)
+    assert [(row.variant, row.perplexity) for row in report.evaluation] == [("base", 12.5), ("pruned", 1.5)]
+    assert [row.variant for row in report.tasks] == ["pruned", "base"]
+    assert [(row.variant, row.prompt) for row in report.answers] == [("pruned", "Twice"), ("base", "Twice")]
+    assert (report.sizes, report.speeds, report.measured_on) == (found.sizes, [speed], {"processor": "another"})
+    assert report.warnings == ["a word", "another word"]
+    report.record(Evaluation())
+    assert (report.speeds, report.measured_on) == ([speed], {"processor": "another"})
 
 
 def test_the_summary_recognises_a_pruned_model() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
-    from hubprune.facts import CorpusFacts, Perplexity, SourceFacts, Verification
+    from hubprune.facts import CorpusFacts, Perplexity, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.report import PruningReport
@@ -197,39 +197,13 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *([("verified", _verified(report.verification))] if report.verification is not None else []),
         *_warnings(report.warnings),
     ]
-    return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
+    return [_facts(rows, "Pruned"), *([perplexities(report.evaluation)] if report.evaluation else [])]
 
 
 def _of_blocks(report: PruningReport) -> list[tuple[str, str]]:
     totals = report.totals
     share = f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}"
     return [("of the block parameters", share)] if report.units else []
-
-
-def _comparison(report: PruningReport) -> Table:
-    rows = []
-    for label, found in report.perplexities().items():
-        base, pruned = found.get("base"), found.get("pruned")
-        ratio = f"{pruned.perplexity / base.perplexity:.3f}" if base is not None and pruned is not None else "-"
-        rows.append((label, _value(base), _value(pruned), ratio))
-    return _numbers(("perplexity on", "base", "pruned", "pruned / base"), rows)
-
-
-def measurements(rows: Sequence[Perplexity]) -> list[Any]:
-    """Perplexities of one model, and how they were measured."""
-    table = _numbers(("text", "perplexity"), [(row.corpus, _value(row)) for row in rows])
-    said = (
-        "exp of the mean negative log likelihood per predicted token, in nats, with its standard error over windows."
-    )
-    return [table, said, *(f"{row.corpus}: {_protocol(row)}" for row in rows)]
-
-
-def _protocol(row: Perplexity) -> str:
-    start = "each begins with the start token" if row.bos else "no start token"
-    return (
-        f"{row.tokens:,} tokens predicted in {row.windows} windows of up to {row.window} tokens, one every "
-        f"{row.stride}; {start}; from {' + '.join(row.sources)}; fingerprint {row.fingerprint[:SHORT]}"
-    )
 
 
 def comparison(found: Comparison) -> list[Any]:
@@ -250,8 +224,8 @@ def comparison(found: Comparison) -> list[Any]:
     rows += [line(f"layer {block}", found.similarity(block=block)) for block in found.blocks]
     return [
         _facts(runs, f"What the runs removed from {found.base}"),
-        _numbers(("Jaccard index", *names), square),
-        _numbers(("Jaccard index", *pairs), rows),
+        numbers(("Jaccard index", *names), square),
+        numbers(("Jaccard index", *pairs), rows),
         f"Jaccard index: {found.unit} that both removed, of those that at least one did. By chance: of masks drawn at "
         "random with as many removed in each place.",
     ]
@@ -261,32 +235,25 @@ def _index(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) -> list[str]:
-    """Warnings about texts that come from where the text of a model's calibration came from.
-
-    Args:
-        report: The model's record, None for a model that hubprune did not prune.
-        texts: The texts.
-    """
-    corpora = report.corpora if report is not None else []
-    used = [(source, corpus.name) for corpus in corpora for source in corpus.sources]
-    found = {
-        f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the "
-        f"{text.name} text comes from there too: its perplexity may be too good": None
-        for text in texts
-        for source in text.sources
-        for known, name in used
-        if _may_share_rows(source, known)
-    }
-    return list(found)
-
-
-def _may_share_rows(one: SourceFacts, other: SourceFacts) -> bool:
-    """Whether two sources read the same split, and no filter tells their rows apart."""
-    theirs = dict(other.filters)
-    apart = any(theirs.get(column, value) != value for column, value in one.filters)
-    same = (one.dataset, one.config, one.split) == (other.dataset, other.config, other.split)
-    return same and not apart
+def perplexities(rows: Sequence[Perplexity]) -> Table:
+    """Perplexities: a line for each text, a column for each model, and how many times the base's each is."""
+    names = list(dict.fromkeys(row.variant for row in rows))
+    names = [name for name in ("base",) if len(names) > 1] + [
+        name for name in names if name != "base" or len(names) == 1
+    ]
+    found = {(row.corpus, row.variant): row for row in rows}
+    lines = []
+    for label in dict.fromkeys(row.corpus for row in rows):
+        base = found.get((label, "base"))
+        others = [found.get((label, name)) for name in names if name != "base"]
+        ratios = [
+            f"{row.perplexity / base.perplexity:.3f}" if base is not None and row is not None else "-"
+            for row in others
+        ]
+        lines.append((label, *(_value(found.get((label, name))) for name in names), *ratios))
+    ratios = [f"{name} / base" for name in names if name != "base"] if "base" in names else []
+    width = 1 + len(names) + len(ratios)
+    return numbers(("perplexity on", *names, *ratios), [line[:width] for line in lines])
 
 
 def stamp(verification: Verification) -> Table:
@@ -355,7 +322,8 @@ def _facts(rows: Iterable[tuple[str, str]], title: str) -> Table:
     return table
 
 
-def _numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is words and whose others are numbers."""
     from rich import box
     from rich.table import Table
 

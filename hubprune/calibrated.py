@@ -1,0 +1,72 @@
+"""The calibration text of a finished run, read again from its record: a model is not measured on what shaped it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubprune.calibration import Corpus, load_corpus
+from hubprune.corpora import CorpusConfig, SourceConfig
+from hubprune.errors import AccessError, CorpusError, NotFoundError, OfflineError
+from hubprune.facts import CorpusFacts
+from hubprune.report import PruningReport
+
+
+def read_again(
+    report: PruningReport | None, tokenizer: Any, *, token: str | bool | None = None, progress: bool = True
+) -> tuple[list[Corpus], list[str]]:
+    """Read the calibration text of a run once more, at its commits.
+
+    Args:
+        report: The record of the run; None for a model that was not pruned by hubprune.
+        tokenizer: The model's tokenizer.
+        token: Token of the Hub.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The corpora, and a sentence for each that could not be had as it was.
+    """
+    found, notes = [], []
+    for facts in report.corpora if report is not None else ():
+        unknown = (
+            f"whether an evaluation text was in the {facts.name} text that the model was calibrated on is not known"
+        )
+        if not facts.sources:
+            notes.append(f"{unknown}: that text was given in memory")
+            continue
+        try:
+            corpus = _corpus(facts, tokenizer, token, progress)
+        except (AccessError, CorpusError, NotFoundError, OfflineError) as error:
+            notes.append(f"{unknown}: {error}")
+            continue
+        found.append(corpus)
+        if corpus.facts.token_sha256 != facts.token_sha256:
+            notes.append(f"{unknown} for certain: read again, that text is another one")
+    return found, notes
+
+
+def _corpus(facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progress: bool) -> Corpus:
+    """Read one corpus; whether it was streamed decides the order of the rows, and is found out by the result."""
+    sources = tuple(
+        SourceConfig(s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight)
+        for s in facts.sources
+    )
+    for streaming in (True, False):
+        corpus = load_corpus(
+            CorpusConfig(
+                sources=sources,
+                num_samples=facts.num_sequences,
+                sequence_length=facts.sequence_length,
+                packing=facts.packing,
+                streaming=streaming,
+                seed=facts.seed,
+                join=facts.join,
+            ),
+            tokenizer,
+            name=facts.name,
+            at_most=True,
+            token=token,
+            progress=progress,
+        )
+        if corpus.facts.token_sha256 == facts.token_sha256:
+            break
+    return corpus
