@@ -20,6 +20,7 @@ _EXPORTS = {
     "PrunerMixin": "modeling",
     "PruningConfig": "config",
     "PruningReport": "report",
+    "RecoveryConfig": "recovery_config",
     "SourceConfig": "corpora",
     "Unstructured": "sparsity",
     "load_corpus": "calibration",
@@ -27,6 +28,7 @@ _EXPORTS = {
     "plan": "runs",
     "prune": "runs",
     "publish": "publisher",
+    "recover": "recoverer",
     "verify": "verifier",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "PrunerMixin",
     "PruningConfig",
     "PruningReport",
+    "RecoveryConfig",
     "SourceConfig",
     "Unstructured",
     "__version__",
@@ -48,6 +51,7 @@ __all__ = [
     "plan",
     "prune",
     "publish",
+    "recover",
     "verify",
 ]
 

@@ -1,10 +1,11 @@
-"""The only place that writes weights: ``zero`` and ``compensate``."""
+"""The only place that writes weights: ``zero``, ``compensate``, and copies of what was worked out elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from hubprune import masks
 from hubprune.sparsity import NM, Pattern
@@ -32,6 +33,12 @@ def copy(weight: torch.Tensor, source: torch.Tensor) -> None:
     """
     if source is not weight:
         weight.copy_(source)
+
+
+def retype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring the parameters of a model into another type; buffers stay as they are, and what is tied stays tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def compensate(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# Names of adapters in prose.
+ADAPTERS = {"masked lora": "masked LoRA", "lora": "LoRA", "shira": "SHiRA", "hira": "HiRA"}
+
 
 @dataclass
 class BaseFacts:
@@ -135,7 +138,7 @@ class Perplexity:
     """One measured perplexity with its protocol.
 
     Attributes:
-        variant: ``base`` or ``pruned``.
+        variant: ``base``, ``pruned`` or ``recovered``.
         corpus: Label of the text.
         perplexity: ``exp`` of the mean negative log likelihood per predicted token, in nats.
         stderr: Standard error of the perplexity over windows.
@@ -159,6 +162,72 @@ class Perplexity:
     bos: bool
     sources: list[str] = field(default_factory=list)
     fingerprint: str = ""
+
+
+@dataclass
+class LossPoint:
+    """Losses at one step of a recovery, in nats a token; None where they were not measured there.
+
+    For ``reconstruct`` they are errors instead: the mean squared difference to the dense block's output, as a fraction
+    of that output's mean square, before and after the block was fitted.
+    """
+
+    step: int
+    training: float | None = None
+    held_out: float | None = None
+
+
+@dataclass
+class RecoveryFacts:
+    """How a pruned model was recovered.
+
+    Attributes:
+        config: ``RecoveryConfig.to_dict()``, defaults filled in.
+        corpora: The text, as it was taken, held-out sequences included.
+        trained: Sequences that were trained on, or fitted to.
+        held_out: Sequences that were only looked at.
+        adapter: ``masked lora``, ``lora``, ``shira`` or ``hira``; empty for ``reconstruct``.
+        parameters: Parameters that were trained.
+        matrices: Matrices whose weights changed.
+        steps: Optimiser steps taken, of all blocks together.
+        kept_step: The step whose weights were kept; 0 when none was better than the pruned model.
+        tokens: Tokens trained on, each as often as it was seen.
+        curve: Losses along the way; for ``reconstruct`` one point a block.
+        teacher: Where the dense base stood that was learnt from: ``in memory``, ``on disk``, or empty.
+        zeros_kept: Zeros that were checked after merging, all of them zero still.
+        groups_kept: Groups of an N:M pattern that were checked, all of them right; None without one.
+        timings: Seconds for each stage.
+        peak_memory_bytes: Highest resident memory of the process.
+        versions: Versions of the libraries.
+        created: ISO date and time, UTC.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    corpora: list[CorpusFacts] = field(default_factory=list)
+    trained: int = 0
+    held_out: int = 0
+    adapter: str = ""
+    parameters: int = 0
+    matrices: int = 0
+    steps: int = 0
+    kept_step: int = 0
+    tokens: int = 0
+    curve: list[LossPoint] = field(default_factory=list)
+    teacher: str = ""
+    zeros_kept: int = 0
+    groups_kept: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def what(self) -> str:
+        """What was done, in words."""
+        if self.config.get("method") == "reconstruct":
+            return "layer-wise reconstruction"
+        learnt = " with distillation" if self.config.get("distill") else ""
+        return ADAPTERS.get(self.adapter, self.adapter) + learnt
 
 
 @dataclass

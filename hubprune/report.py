@@ -1,8 +1,8 @@
 """The one record of a run. All that is shown to anybody (table, card, Space) is read from here, nothing computed.
 
 Fields are grouped by who fills them: the base model (``hub``), the corpora (``calibration``), the matrices and totals
-(``pruner``), perplexities (``evaluation``), the stamp (``verify``). Saved as JSON beside the weights; a short summary
-goes into ``config.hubprune``.
+(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``). Saved as JSON beside
+the weights; a short summary goes into ``config.hubprune``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, Verification
+from hubprune.facts import (
+    BaseFacts,
+    CorpusFacts,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    RecoveryFacts,
+    Totals,
+    Verification,
+)
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "hubprune_report.json"
@@ -41,6 +50,7 @@ class PruningReport:
         untouched_sha256: Hash of every parameter outside the pruned matrices, taken before pruning.
         probe: What the pruned model answers to a fixed input, None before it was asked.
         evaluation: Perplexities before and after.
+        recovery: How the pruned model was recovered, None where it was not.
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process, as the operating system reports it.
         peak_gpu_memory_bytes: Highest memory allocated on the GPU, None without one.
@@ -63,6 +73,7 @@ class PruningReport:
     untouched_sha256: str = ""
     probe: Probe | None = None
     evaluation: list[Perplexity] = field(default_factory=list)
+    recovery: RecoveryFacts | None = None
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     peak_gpu_memory_bytes: int | None = None
@@ -99,6 +110,7 @@ class PruningReport:
             "share_of_all_parameters": round(self.totals.share_of_all, 6),
             "corpora": {c.name: [s.dataset for s in c.sources] for c in self.corpora},
             "report": REPORT_NAME,
+            **({"recovery": self.recovery.what} if self.recovery is not None else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:
