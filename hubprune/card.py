@@ -32,7 +32,8 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 def _hub_datasets(report: PruningReport) -> list[str]:
     """Hub ids of the calibration and evaluation sets; files and folders are no ids."""
-    sources = [source for corpus in report.corpora for source in corpus.sources]
+    corpora = [*report.corpora, *(report.recovery.corpora if report.recovery else [])]
+    sources = [source for corpus in corpora for source in corpus.sources]
     local = {source.dataset for source in sources if source.commit is None}
     measured = [parse_source(text).dataset for row in report.evaluation for text in row.sources if text]
     names = [*(source.dataset for source in sources), *measured]
@@ -69,9 +70,11 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     shape = str(pattern).strip().replace(":", "of") if pattern else "unstructured-sparsity"
     tags = [tag for tag in _texts(card.get("tags")) if not STORAGE_TAGS.fullmatch(tag)]
     datasets = _hub_datasets(report)
+    recovery = [] if report.recovery is None else ["recovered"]
     results = []
-    for row in report.evaluation:
-        if row.variant == "base":  # the base's numbers are not this model's results
+    for rows in report.perplexities().values():
+        row = rows.get("recovered") or rows.get("pruned")
+        if row is None:  # the base's numbers are not this model's results
             continue
         known = [parsed for text_ in row.sources if text_ and (parsed := parse_source(text_)).dataset in datasets]
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
@@ -97,7 +100,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
         pipeline_tag=text["pipeline_tag"] or "text-generation",
-        tags=unique([*tags, "pruned", "sparse", "hubprune", report.method, shape, *domains(report)]),
+        tags=unique([*tags, "pruned", "sparse", "hubprune", report.method, shape, *recovery, *domains(report)]),
         datasets=datasets or None,
         metrics=["perplexity"] if results else None,
         model_name=card_title(report, repo_id),

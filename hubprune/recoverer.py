@@ -203,24 +203,12 @@ def _recover_folder(
     fresh: bool,
     keywords: Mapping[str, Any],
 ) -> PruningReport:
-    loading = {key: value for key, value in keywords.items() if key != "revision"}
-    opening = Opening(name, keywords.get("revision"), {"dtype": "auto", **loading})
-    report = hub.read_report(opening.repo, token=loading.get("token"), **opening.cache)
-    if report is None:
-        raise UsageError(f"{name} holds no report of a pruning: give the folder of a model pruned by hubprune")
-    if out is None and not opening.repo.local:
-        raise UsageError("a model of the Hub is recovered into a folder and needs out=, the folder of the result")
-    target = Path(name if out is None else out)
+    opening, report, target = _opened(name, out, keywords)
     work_at = work_folder(target)
     if report.recovery is not None and work_at.is_dir() and out is None:  # killed after all was done
         shutil.rmtree(work_at)
         return report
-    saving.check_output(target)
-    tokenizer = tokenizer or opening.find_tokenizer()
-    more: dict[str, Any] = {
-        key: loading[key] for key in ("token", "cache_dir", "local_files_only", "device_map") if key in loading
-    }
-    plan = prepare(opening.outline, report, config, texts, tokenizer=tokenizer, keywords=more, **shared)
+    tokenizer, plan = _planned(opening, report, target, config, texts, shared, tokenizer)
     environment.return_memory_at_once()
     with RecoveryFolder(work_at, plan.fingerprint(report), fresh=fresh) as work, saving.disk_errors(target):
         if not work.fact("saved"):
@@ -233,6 +221,61 @@ def _recover_folder(
         verify(target, trust_remote_code=opening.keywords["trust_remote_code"], max_memory=limit)
         work.remove()
     return PruningReport.load(target)
+
+
+def plan_for(
+    model: str | os.PathLike[str],
+    config: RecoveryConfig,
+    *,
+    general: Any = None,
+    domain: Any = None,
+    evaluation: str | Mapping[str, Any] | None = "auto",
+    base: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **keywords: Any,
+) -> tuple[RecoveryPlan, PruningReport, Path]:
+    """Check everything that ``recover`` would check for a model by its name, and read the text; arguments as there.
+
+    Returns:
+        The plan, the record of the pruned model, and the folder that would be written.
+    """
+    texts = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
+    opening, report, target = _opened(os.fspath(model), out, keywords)
+    shared = {"evaluation": evaluation, "base": base, "progress": progress}
+    return _planned(opening, report, target, config, texts, shared, None)[1], report, target
+
+
+def _opened(
+    name: str, out: str | os.PathLike[str] | None, keywords: Mapping[str, Any]
+) -> tuple[Opening, PruningReport, Path]:
+    """A pruned model by its name, its record, and the folder that its recovery goes to."""
+    loading = {key: value for key, value in keywords.items() if key != "revision"}
+    opening = Opening(name, keywords.get("revision"), {"dtype": "auto", **loading})
+    report = hub.read_report(opening.repo, token=loading.get("token"), **opening.cache)
+    if report is None:
+        raise UsageError(f"{name} holds no report of a pruning: give the folder of a model pruned by hubprune")
+    if out is None and not opening.repo.local:
+        raise UsageError("a model of the Hub is recovered into a folder and needs out=, the folder of the result")
+    return opening, report, Path(name if out is None else out)
+
+
+def _planned(
+    opening: Opening,
+    report: PruningReport,
+    target: Path,
+    config: Any,
+    texts: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[PreTrainedTokenizerBase | None, RecoveryPlan]:
+    """Check a request for a model by its name, and read its text."""
+    saving.check_output(target)
+    tokenizer = tokenizer or opening.find_tokenizer()
+    passed = ("token", "cache_dir", "local_files_only", "device_map")
+    more: dict[str, Any] = {key: opening.keywords[key] for key in passed if key in opening.keywords}
+    plan = prepare(opening.outline, report, config, texts, tokenizer=tokenizer, keywords=more, **shared)
+    return tokenizer, plan
 
 
 def _train_into(

@@ -25,9 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
 from hubprune.environment import free_memory
-from hubprune.errors import NumericalError, VerificationError
+from hubprune.errors import NumericalError, UsageError, VerificationError
 from hubprune.facts import MatrixFacts, Probe, Verification
 from hubprune.opening import Opening
+from hubprune.quantized import is_quantized, verify_quantized
 from hubprune.report import PruningReport
 from hubprune.sparsity import parse_pattern
 from hubprune.weights import Weights, blocks_on_disk, weights_of
@@ -333,14 +334,19 @@ def verify(
     report: PruningReport | None = None,
     trust_remote_code: bool = False,
     max_memory: int | None = None,
+    pruned: str | os.PathLike[str] | None = None,
 ) -> Verification:
     """Check a saved pruned model and write the stamp into its report.
+
+    Of a folder in which somebody saved the pruned model quantised, the zeros and groups are checked, and nothing is
+    written.
 
     Args:
         folder: Where the model was saved.
         report: The run's report; read from the folder when None. The stamp is written into it as well.
         trust_remote_code: Let the folder's own modelling code run.
         max_memory: Bytes that the reloaded model may take; beyond it, or what is free, its blocks stay on disk.
+        pruned: For a quantised folder, the pruned model that it was made from: its zeros are compared one by one.
 
     Returns:
         The stamp, with one sentence for each check.
@@ -351,6 +357,11 @@ def verify(
         OutputError: The stamp cannot be written.
     """
     path = Path(folder)
+    if is_quantized(path):
+        made_from = None if pruned is None else os.fspath(pruned)
+        return verify_quantized(path, report, made_from, trust_remote_code)
+    if pruned is not None:
+        raise UsageError(f"pruned= goes with a quantised model, and {path} holds none: leave it out")
     report = PruningReport.load(path) if report is None else report
     saved = _Saved(path, report, trust_remote_code, min(free_memory(), max_memory or sys.maxsize))
     passed: dict[str, str] = {}

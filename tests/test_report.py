@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, SourceFacts, Totals, Verification
+from hubprune.facts import (
+    BaseFacts,
+    CorpusFacts,
+    LossPoint,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    RecoveryFacts,
+    SourceFacts,
+    Totals,
+    Verification,
+)
 from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
 
 
@@ -37,6 +48,26 @@ def full_report() -> PruningReport:
             Perplexity("base", "domain", 12.5, 0.25, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
             Perplexity("pruned", "domain", 14.5, 0.5, 1000, 16, 64, 32, True, ["org/set::test"], "d" * 64),
         ],
+        recovery=RecoveryFacts(
+            config={"adapter": "lora"},
+            corpora=[CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"])],
+            trained=7,
+            held_out=1,
+            adapter="masked lora",
+            parameters=96,
+            matrices=1,
+            steps=40,
+            kept_step=20,
+            tokens=9000,
+            curve=[LossPoint(20, 3.5, 3.75)],
+            teacher="in memory",
+            zeros_kept=770,
+            groups_kept=384,
+            timings={"train": 2.5},
+            peak_memory_bytes=2**29,
+            versions={"peft": "0.21.2"},
+            created="2026-01-02T04:04:05+00:00",
+        ),
         timings={"forward": 1.5},
         peak_memory_bytes=2**30,
         peak_gpu_memory_bytes=2**31,
