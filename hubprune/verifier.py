@@ -25,10 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
 from hubprune.environment import free_memory
-from hubprune.errors import NumericalError, UsageError, VerificationError
+from hubprune.errors import NumericalError, VerificationError
 from hubprune.facts import MatrixFacts, Probe, Verification
 from hubprune.opening import Opening
-from hubprune.quantized import is_quantized, verify_quantized
+from hubprune.quantized import verify_quantized
 from hubprune.report import PruningReport
 from hubprune.sparsity import parse_pattern
 from hubprune.weights import Weights, blocks_on_disk, weights_of
@@ -182,7 +182,10 @@ def _check_config(saved: _Saved) -> str:
     nested = [saved.config, *(value for value in saved.config.values() if isinstance(value, dict))]
     left = [key for key in COMPRESSION_KEYS if any(key in part for part in nested)]
     if left:
-        raise _Failed(f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it")
+        raise _Failed(
+            f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it; "
+            "to see what a quantised model has kept, name the pruned one (--pruned, pruned=)"
+        )
     names = saved.config.get("architectures") or []
     own_code = saved.trust_remote_code and "AutoModelForCausalLM" in (saved.config.get("auto_map") or {})
     if not names or not (own_code or all(hasattr(transformers, name) for name in names)):
@@ -338,15 +341,14 @@ def verify(
 ) -> Verification:
     """Check a saved pruned model and write the stamp into its report.
 
-    Of a folder in which somebody saved the pruned model quantised, the zeros and groups are checked, and nothing is
-    written.
+    Of a model that was quantised after pruning, only zeros and groups are checked, and nothing is written.
 
     Args:
         folder: Where the model was saved.
         report: The run's report; read from the folder when None. The stamp is written into it as well.
         trust_remote_code: Let the folder's own modelling code run.
         max_memory: Bytes that the reloaded model may take; beyond it, or what is free, its blocks stay on disk.
-        pruned: For a quantised folder, the pruned model that it was made from: its zeros are compared one by one.
+        pruned: Where the folder holds a quantised model, the pruned one that it was made from.
 
     Returns:
         The stamp, with one sentence for each check.
@@ -357,11 +359,8 @@ def verify(
         OutputError: The stamp cannot be written.
     """
     path = Path(folder)
-    if is_quantized(path):
-        made_from = None if pruned is None else os.fspath(pruned)
-        return verify_quantized(path, report, made_from, trust_remote_code)
     if pruned is not None:
-        raise UsageError(f"pruned= goes with a quantised model, and {path} holds none: leave it out")
+        return verify_quantized(path, os.fspath(pruned), trust_remote_code)
     report = PruningReport.load(path) if report is None else report
     saved = _Saved(path, report, trust_remote_code, min(free_memory(), max_memory or sys.maxsize))
     passed: dict[str, str] = {}

@@ -16,8 +16,8 @@ ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config "
     "recovery_config facts report huberrors hub jobs "
     "sources architecture weights activations shards work calibration inputs replay stats criterion criteria evidence "
-    "masks apply zeros sweeps loop pruner evaluation opening quantized verifier readme recipe card saving publisher flow "
-    "footprint probe estimate runs "
+    "masks apply zeros sweeps loop pruner evaluation opening quantized verifier readme recipe card saving publisher "
+    "flow footprint probe estimate runs "
     "adapters training teacher reconstruct recovery_text recovery_plan recovery recoverer "
     "modeling quantizer cli __main__"
 ).split()
