@@ -21,6 +21,7 @@ from hubprune.recovery_config import RecoveryConfig
 from hubprune.recovery_text import Reader
 from hubprune.report import PruningReport
 from hubprune.sparsity import NM, parse_pattern
+from hubprune.training import check_reports
 
 
 @dataclass
@@ -109,6 +110,7 @@ def prepare(
     check_recoverable(outline, report)
     if resolved.method == "adapter":
         adapters.check_installed()
+        check_reports(resolved)
         adapters.adaptable(matrices_of(outline, report), resolved)
     keywords = dict(keywords or {})
     reader = Reader(tokenizer, outline, keywords.get("token"), progress)
@@ -171,6 +173,7 @@ def check_early(outline: PreTrainedModel, config: PruningConfig, how: RecoveryCo
         raise UsageError(f"a recovery runs in one process, got {ranks.size()}: start it without torchrun")
     if how.method == "adapter":
         adapters.check_installed()
+        check_reports(how)
         adapters.adaptable(find_matrices(outline, config.targets, config.ignore), how)
 
 

@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hubprune.adapters import without_remark
-from hubprune.errors import NumericalError
+from hubprune.errors import ConfigError, NumericalError
 from hubprune.facts import LossPoint
 from hubprune.recovery_config import RecoveryConfig
 
@@ -42,6 +42,23 @@ class Teacher(Protocol):
             token_ids: The sequences, ``(b, T)``, padded to one length.
         """
         ...
+
+
+def check_reports(config: RecoveryConfig) -> None:
+    """Refuse a place to report to that transformers does not find here.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations() if config.report_to else []
+    for name in config.report_to:
+        if name not in available and name != "all":
+            raise ConfigError(
+                f"report_to names what transformers can report to here ({', '.join(available) or 'nothing'}), got "
+                f"{name!r}: install its package, or leave it out"
+            )
 
 
 class Sequences(Dataset):

@@ -222,6 +222,25 @@ def test_training_ends_early_when_the_held_out_loss_no_longer_falls(pruned: Any)
     assert min(seen, key=seen.__getitem__) == facts.kept_step < facts.steps
 
 
+def test_the_trainer_reports_where_the_user_says(pruned: Any, monkeypatch) -> None:
+    from transformers import TrainerCallback, integrations
+    from transformers.integrations import integration_utils
+
+    told: list[dict[str, Any]] = []
+
+    class Ledger(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            told.append(dict(logs))
+
+    model = copy.deepcopy(pruned[0])
+    with pytest.raises(ConfigError, match="got 'ledger': install its package"):
+        model.recover(**BRIEF, report_to="ledger", evaluation=None, progress=False)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "ledger", Ledger)
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["ledger"])
+    model.recover(**BRIEF, report_to="ledger", evaluation=None, progress=False)
+    assert {"loss", "eval_loss"} <= {name for logs in told for name in logs}
+
+
 @pytest.mark.parametrize(("ratio", "counts"), [(0.25, {"general": 18, "domain": 6}), (1.0, {"domain": 24})])
 def test_text_comes_in_the_shares_asked_for(ratio: float, counts: dict[str, int], pruned: Any) -> None:
     model = copy.deepcopy(pruned[0])
