@@ -99,7 +99,10 @@ def test_one_line_prunes_and_recovers_and_what_is_pushed_is_verified(hub, hub_ap
     assert zeros(plain) == model.hubprune_report.totals.zeros
 
 
-def test_a_folder_is_recovered_in_its_place_and_verified(pruned: Any, tmp_path: Path, capsys) -> None:
+def test_a_folder_is_recovered_in_its_place_and_verified(
+    pruned: Any, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     folder = shutil.copytree(pruned[1], tmp_path / "model")
     words = ["recover", str(folder), *(f"--{key.replace('_', '-')}={value}" for key, value in BRIEF.items())]
     words += ["--adapter", "shira", "--token", "hf_test_me"]
