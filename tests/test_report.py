@@ -155,6 +155,7 @@ def test_the_summary_recognises_a_pruned_model() -> None:
         "share_of_all_parameters": 0.0384,
         "corpora": {"domain": ["org/set"]},
         "report": REPORT_NAME,
+        "recovery": "masked LoRA",
     }
 
 
