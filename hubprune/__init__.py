@@ -21,6 +21,7 @@ _EXPORTS = {
     "PrunerMixin": "modeling",
     "PruningConfig": "config",
     "PruningReport": "report",
+    "RecoveryConfig": "recovery_config",
     "SourceConfig": "corpora",
     "Structured": "sparsity",
     "Unstructured": "sparsity",
@@ -31,6 +32,7 @@ _EXPORTS = {
     "plan": "runs",
     "prune": "runs",
     "publish": "publisher",
+    "recover": "recoverer",
     "shrink": "runs",
     "verify": "verifier",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "PrunerMixin",
     "PruningConfig",
     "PruningReport",
+    "RecoveryConfig",
     "SourceConfig",
     "Structured",
     "Unstructured",
@@ -57,6 +60,7 @@ __all__ = [
     "plan",
     "prune",
     "publish",
+    "recover",
     "shrink",
     "verify",
 ]

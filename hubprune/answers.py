@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from hubprune.architecture import evaluation_mode
-from hubprune.facts import Answer
+from hubprune.outcomes import Answer
 
 PROMPTS = (
     "Once upon a time there was",

@@ -1,10 +1,11 @@
-"""The only place that writes weights: single ones and whole lines to zero, and the remaining ones to repair them."""
+"""The only place that writes weights: to zero, to repair those that stay, and copies of what was worked out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from hubprune import masks
 from hubprune.sparsity import NM, WeightPattern
@@ -72,6 +73,12 @@ def copy(weight: torch.Tensor, source: torch.Tensor) -> None:
     """
     if source is not weight:
         weight.copy_(source)
+
+
+def retype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring the parameters of a model into another type; buffers stay as they are, and what is tied stays tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def compensate(

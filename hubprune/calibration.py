@@ -70,6 +70,11 @@ class Corpus:
         facts = _count(replace(self.facts, name=name), self.sequences, self.answers, self.labels)
         return self if name == self.name else replace(self, name=name, facts=facts)
 
+    def first(self, count: int) -> Corpus:
+        """The same text, its first sequences only."""
+        sequences = self.sequences[:count]
+        return replace(self, sequences=sequences, facts=_count(self.facts, sequences))
+
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Yield the sequences in order, ``(b, T)`` with b at most ``size``; a batch holds sequences of one length."""
         start = 0

@@ -34,7 +34,8 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 def _hub_datasets(report: PruningReport) -> list[str]:
     """Hub ids of the calibration and evaluation sets; files and folders are no ids."""
-    sources = [source for corpus in report.corpora for source in corpus.sources]
+    corpora = [*report.corpora, *(report.recovery.corpora if report.recovery else [])]
+    sources = [source for corpus in corpora for source in corpus.sources]
     local = {source.dataset for source in sources if source.commit is None}
     measured = [parse_source(text).dataset for row in report.evaluation for text in row.sources if text]
     names = [*(source.dataset for source in sources), *measured]
@@ -73,10 +74,12 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     family, *shapes = ["structured-pruning", *kinds] if kinds else ["sparse", shape]
     tags = [tag for tag in _texts(card.get("tags")) if not STORAGE_TAGS.fullmatch(tag)]
     datasets = _hub_datasets(report)
+    recovery = [] if report.recovery is None else ["recovered"]
     results = []
-    # The base's numbers are not this model's results, nor are those from before it was trained.
-    own = "recovered" if any(row.variant == "recovered" for row in report.evaluation) else "pruned"
-    for row in (row for row in report.evaluation if row.variant == own):
+    for rows in report.perplexities().values():
+        row = rows.get("recovered") or rows.get("pruned")
+        if row is None:  # the base's numbers are not this model's results
+            continue
         known = [parsed for text_ in row.sources if text_ and (parsed := parse_source(text_)).dataset in datasets]
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
         results.append(
@@ -92,6 +95,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
                 metric_args={"window": row.window, "stride": row.stride, "bos": row.bos, "tokens": row.tokens},
             )
         )
+    own = "recovered" if report.recovery is not None else "pruned"
     for score in (score for score in report.tasks if score.variant == own):
         results.append(
             EvalResult(
@@ -113,7 +117,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
         pipeline_tag=text["pipeline_tag"] or "text-generation",
-        tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *domains(report)]),
+        tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *recovery, *domains(report)]),
         datasets=datasets or None,
         metrics=unique([result.metric_type for result in results]) or None,
         model_name=card_title(report, repo_id),

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from hubprune.errors import ConfigError, HubPruneError, UsageError, did_you_mean
-from hubprune.facts import TaskScore
 from hubprune.huberrors import hub_errors, one_line
+from hubprune.outcomes import TaskScore
 
 Task = str | Mapping[str, Any]
 

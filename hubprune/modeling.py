@@ -12,13 +12,14 @@ from typing import Any, cast
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hubprune import flow, hub, publisher, ranks, saving, sidebyside
+from hubprune import flow, hub, publisher, ranks, recoverer, recovery_plan, saving, sidebyside
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_KEYWORDS, CORPUS_NAMES
 from hubprune.errors import ConfigError, UsageError
-from hubprune.facts import Evaluation
 from hubprune.fields import ALIASES
 from hubprune.opening import Opening
+from hubprune.outcomes import Evaluation
+from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
 
 logger = logging.get_logger(__name__)
@@ -53,6 +54,7 @@ class PrunerMixin:
         language: Any = None,
         task: Any = None,
         evaluation: str | Mapping[str, Any] | None = "auto",
+        recovery: RecoveryConfig | Mapping[str, Any] | str | bool | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         progress: bool = True,
         **kwargs: Any,
@@ -75,6 +77,8 @@ class PrunerMixin:
                 one example, whose answer tokens are known.
             evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by
                 label, or None.
+            recovery: How to recover what pruning cost: a config, its fields, one word (``lora``, ``shira``, ``hira``,
+                ``reconstruct``), or True for the defaults. None: not at all.
             tokenizer: Tokenizer, where it is not the base's.
             progress: Whether to show progress bars.
             kwargs: ``num_samples``, ``sequence_length`` (tokens), ``packing`` and ``streaming`` of the corpora;
@@ -116,11 +120,17 @@ class PrunerMixin:
             tokenizer=tokenizer,
             progress=progress,
         )
+        how = None if recovery is None or recovery is False else RecoveryConfig.of(recovery)
+        if how is not None:
+            recovery_plan.check_early(opening.outline, config, how)
         base_model = opening.weights(cls._load, *model_args)
         model, report = flow.execute(base_model, plan, progress=progress)
         holder: Any = model  # through Any: a module declares its attributes as tensors and modules
         holder.__class__ = type(base_model)  # a smaller model is built new, of the plain class
         holder.hubprune_report, holder.tokenizer = report, plan.tokenizer
+        if how is not None:
+            loading = {name: value for name, value in kwargs.items() if name != "subfolder"}
+            recoverer.recover_planned(model, how, plan, corpora, loading, progress=progress)
         return model
 
     def evaluate(self, texts: Mapping[str, Any] | None = None, **kwargs: Any) -> Evaluation:
@@ -142,6 +152,22 @@ class PrunerMixin:
         if self.hubprune_report is not None:
             self.hubprune_report.record(found)
         return found
+
+    def recover(self, config: RecoveryConfig | Mapping[str, Any] | str | None = None, **kwargs: Any) -> PruningReport:
+        """Recover what pruning cost, in place: see ``hubprune.recover``.
+
+        Args:
+            config: How; or its fields, or one word: ``lora``, ``shira``, ``hira``, ``reconstruct``.
+            kwargs: ``general``, ``domain``, ``evaluation``, ``base``, ``adapter_out``, ``checkpoints``,
+                ``max_memory``, ``fresh``, ``progress``; or fields of the config (``adapter="shira"``, ...).
+
+        Returns:
+            The report, which holds the recovery now.
+        """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in RecoveryConfig.__dataclass_fields__}
+        if config is not None and fields:
+            raise ConfigError(f"give a recovery config or its fields, got both: {', '.join(fields)}")
+        return recoverer.recover(cast(PreTrainedModel, self), config if not fields else fields, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the weights, and beside them the tokenizer, the report and the model card.

@@ -13,6 +13,7 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import SourceConfig, filter_text, joins_documents, parse_corpus, parse_source
 from hubprune.facts import CorpusFacts, SourceFacts
 from hubprune.presets import CORPORA, METHODS
+from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -162,8 +163,41 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
         *(n for n in ("CorpusConfig", "PruningConfig", "SourceConfig") if f"{n}(" in body),
     ]
     push = f"\nmodel.push_to_hub({quote(repo_id)})" if repo_id else ""
-    load = f"model = AutoPrunedModelForCausalLM.from_pretrained(\n{body}){push}"
+    recovery = recovery_lines(report)
+    names += ["CorpusConfig"] if "CorpusConfig(" in recovery and "CorpusConfig" not in names else []
+    names += ["SourceConfig"] if "SourceConfig(" in recovery and "SourceConfig" not in names else []
+    load = f"model = AutoPrunedModelForCausalLM.from_pretrained(\n{body}){recovery}{push}"
     return f"from hubprune import {', '.join(names)}\n\n{load}"
+
+
+def recovery_lines(report: PruningReport) -> str:
+    """The Python line that repeats the recovery of the model; empty where there was none."""
+    if report.recovery is None:
+        return ""
+    arguments = [f"{name}={quote(value)}" for name, value in recovery_settings(report.recovery.config).items()]
+    if not _same_text(report):
+        for corpus in report.recovery.corpora:
+            short = _short(corpus)
+            arguments.append(f"{corpus.name}={_corpus_expression(corpus) if short is None else quote(short)}")
+    return "\nmodel.recover(" + ", ".join(arguments) + ")"
+
+
+def recovery_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recovery that differ from what they are without being given."""
+    defaults = RecoveryConfig.of({key: config[key] for key in ("method", "adapter", "rank") if key in config})
+    known = defaults.resolved().to_dict()
+    first = {key: config[key] for key in ("method", "adapter", "rank") if key in config}
+    rest = {key: value for key, value in config.items() if key in known and value != known[key]}
+    start = RecoveryConfig().to_dict()
+    return {key: value for key, value in first.items() if value != start[key]} | rest
+
+
+def _same_text(report: PruningReport) -> bool:
+    """Whether the recovery read the data sets of the calibration, which it does without being told."""
+    assert report.recovery is not None
+    used = {c.name: [(s.dataset, s.config, s.split, s.commit) for s in c.sources] for c in report.recovery.corpora}
+    known = {c.name: [(s.dataset, s.config, s.split, s.commit) for s in c.sources] for c in report.corpora}
+    return all(sources and known.get(name) == sources for name, sources in used.items())
 
 
 def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
@@ -175,9 +209,34 @@ def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     words = ["hubprune", "prune", public(report.base.model_id)]
     options: dict[str, Any] = {"revision": report.base.commit if base_on_hub(report) else None, **settings}
     options |= corpora | shared | {"dtype": report.base.dtype or None}
-    options |= {"push": repo_id} if repo_id else {"out": "pruned-model"}
+    options |= {"push": repo_id} if repo_id and report.recovery is None else {"out": "pruned-model"}
     for key, value in options.items():
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
     words += ["--trust-remote-code"] if report.base.trust_remote_code else []
-    return shlex.join(words)
+    if report.recovery is None:
+        return shlex.join(words)
+    again = _recovery_command(report)
+    if again is None:
+        return None
+    push = "\n" + shlex.join(["hubprune", "push", "pruned-model", repo_id]) if repo_id else ""
+    return f"{shlex.join(words)}\n{shlex.join(again)}{push}"
+
+
+def _recovery_command(report: PruningReport) -> list[str] | None:
+    """The words that repeat the recovery; None where an option cannot say it."""
+    assert report.recovery is not None
+    words = ["hubprune", "recover", "pruned-model"]
+    settings = recovery_settings(report.recovery.config)
+    if not _same_text(report):
+        settings |= {corpus.name: _short(corpus) for corpus in report.recovery.corpora}
+    for key, value in settings.items():
+        if value is None or isinstance(value, Mapping):
+            return None
+        option = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                words += [option, str(one)]
+    return words

@@ -1,8 +1,8 @@
 """The one record of a run. All that is shown to anybody (table, card, Space) is read from here, nothing computed.
 
 Fields are grouped by who fills them: the base model (``hub``), the corpora (``calibration``), the matrices and totals
-(``pruner``), perplexities (``evaluation``), the stamp (``verify``). Saved as JSON beside the weights; a short summary
-goes into ``config.hubprune``.
+(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``). Saved as JSON beside
+the weights; a short summary goes into ``config.hubprune``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import (
-    Answer,
-    BaseFacts,
-    CorpusFacts,
-    Evaluation,
-    MatrixFacts,
-    Perplexity,
-    Probe,
-    SizeFacts,
-    SpeedFacts,
-    TaskScore,
-    Totals,
-    UnitFacts,
-    Verification,
-)
+from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, UnitFacts, Verification
+from hubprune.outcomes import Answer, Evaluation, RecoveryFacts, SizeFacts, SpeedFacts, TaskScore
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "hubprune_report.json"
@@ -61,6 +48,7 @@ class PruningReport:
         sizes: How large base and result are, measured.
         speeds: How fast they run, measured in one run.
         measured_on: Hardware that ``speeds`` were measured on.
+        recovery: How the pruned model was recovered, None where it was not.
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process, as the operating system reports it.
         peak_gpu_memory_bytes: Highest memory allocated on the GPU, None without one.
@@ -89,6 +77,7 @@ class PruningReport:
     sizes: list[SizeFacts] = field(default_factory=list)
     speeds: list[SpeedFacts] = field(default_factory=list)
     measured_on: dict[str, Any] = field(default_factory=dict)
+    recovery: RecoveryFacts | None = None
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     peak_gpu_memory_bytes: int | None = None
@@ -136,6 +125,7 @@ class PruningReport:
             "share_of_all_parameters": round(self.totals.share_of_all, 6),
             "corpora": {c.name: [s.dataset for s in c.sources] for c in self.corpora},
             "report": REPORT_NAME,
+            **({"recovery": self.recovery.what} if self.recovery is not None else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:

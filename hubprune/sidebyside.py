@@ -11,9 +11,9 @@ from hubprune import environment
 from hubprune.answers import PROMPTS, gibberish, write_answers
 from hubprune.errors import UsageError
 from hubprune.evaluation import perplexity
-from hubprune.facts import Evaluation
 from hubprune.harness import Task, Tasks, recover
 from hubprune.measured import Text, read_texts
+from hubprune.outcomes import Evaluation
 from hubprune.protocol import Protocol
 from hubprune.sizes import measure_size, resident_bytes
 from hubprune.speed import measure_speed, what_zeros_do

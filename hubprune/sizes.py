@@ -18,7 +18,7 @@ import torch
 from hubprune import environment
 from hubprune.architecture import max_length
 from hubprune.errors import NumericalError
-from hubprune.facts import SizeFacts
+from hubprune.outcomes import SizeFacts
 
 # The Hub's storage cuts files into chunks of about this many bytes and compresses each with LZ4, the bytes as they are
 # or grouped by their place in a word of four, whichever is smaller (huggingface.co/docs/xet).

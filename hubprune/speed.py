@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hubprune.answers import greedy
 from hubprune.architecture import evaluation_mode, max_length
 from hubprune.errors import ConfigError
-from hubprune.facts import SizeFacts, SpeedFacts
+from hubprune.outcomes import SizeFacts, SpeedFacts
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32

@@ -25,6 +25,7 @@ from hubprune.environment import free_memory
 from hubprune.errors import VerificationError
 from hubprune.facts import MatrixFacts, Verification
 from hubprune.opening import Opening
+from hubprune.quantized import verify_quantized
 from hubprune.reloading import CheckFailed, reload, some
 from hubprune.removal import kept_of
 from hubprune.report import PruningReport
@@ -115,7 +116,10 @@ def _check_config(saved: _Saved) -> str:
     nested = [saved.config, *(value for value in saved.config.values() if isinstance(value, dict))]
     left = [key for key in COMPRESSION_KEYS if any(key in part for part in nested)]
     if left:
-        raise CheckFailed(f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it")
+        raise CheckFailed(
+            f"config.json must be that of a plain dense model and has {', '.join(left)}: remove it; "
+            "to see what a quantised model has kept, name the pruned one (--pruned, pruned=)"
+        )
     names = saved.config.get("architectures") or []
     own_code = saved.trust_remote_code and "AutoModelForCausalLM" in (saved.config.get("auto_map") or {})
     if not names or not (own_code or all(hasattr(transformers, name) for name in names)):
@@ -253,14 +257,18 @@ def verify(
     report: PruningReport | None = None,
     trust_remote_code: bool = False,
     max_memory: int | None = None,
+    pruned: str | os.PathLike[str] | None = None,
 ) -> Verification:
     """Check a saved pruned model and write the stamp into its report.
+
+    Of a model that was quantised after pruning, only zeros and groups are checked, and nothing is written.
 
     Args:
         folder: Where the model was saved.
         report: The run's report; read from the folder when None. The stamp is written into it as well.
         trust_remote_code: Let the folder's own modelling code run.
         max_memory: Bytes that the reloaded model may take; beyond it, or what is free, its blocks stay on disk.
+        pruned: Where the folder holds a quantised model, the pruned one that it was made from.
 
     Returns:
         The stamp, with one sentence for each check.
@@ -271,6 +279,8 @@ def verify(
         OutputError: The stamp cannot be written.
     """
     path = Path(folder)
+    if pruned is not None:
+        return verify_quantized(path, os.fspath(pruned), trust_remote_code)
     report = PruningReport.load(path) if report is None else report
     saved = _Saved(path, report, trust_remote_code, min(free_memory(), max_memory or sys.maxsize))
     passed: dict[str, str] = {}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.answers import PERIOD, PROMPTS, TIMES, gibberish, greedy, looped, write_answers
-from hubprune.facts import Answer
+from hubprune.outcomes import Answer
 from tests.families import build, token_ids
 from tests.pruned import tiny_model, tiny_tokenizer
 

@@ -19,21 +19,11 @@ from hubprune.card import card_metadata, render_card
 from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
-from hubprune.facts import (
-    Answer,
-    BaseFacts,
-    CorpusFacts,
-    MatrixFacts,
-    Perplexity,
-    SizeFacts,
-    SourceFacts,
-    SpeedFacts,
-    TaskScore,
-    Totals,
-    Verification,
-)
+from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
+from hubprune.outcomes import Answer, LossPoint, RecoveryFacts, SizeFacts, SpeedFacts, TaskScore
 from hubprune.presets import ANSWERS, CORPORA, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
+from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
 
 REPO = "me/base-medical-50"
@@ -511,3 +501,52 @@ def test_a_readme_that_cannot_be_merged_is_an_error(report: PruningReport, exist
 def test_rendering_needs_no_torch_and_no_transformers() -> None:
     code = "import sys, hubprune.card; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_recovered_model_is_shown_beside_the_pruned_and_the_base(report: PruningReport) -> None:
+    report.evaluation += [
+        perplexity("recovered", "general", 15.5, 0.3, "roneneldan/TinyStories::validation"),
+        perplexity("recovered", "domain", 18.25, 0.3, "qiaojin/PubMedQA:pqa_labeled:test"),
+    ]
+    report.recovery = RecoveryFacts(
+        config=RecoveryConfig(adapter="shira", steps=40).resolved().to_dict(),
+        corpora=report.corpora,
+        trained=43,
+        held_out=5,
+        adapter="shira",
+        parameters=4096,
+        matrices=3,
+        steps=40,
+        kept_step=20,
+        tokens=9000,
+        curve=[LossPoint(0, None, 4.5), LossPoint(20, 3.5, 3.75), LossPoint(40, 3.25, 4.0)],
+        zeros_kept=9219,
+    )
+    card = render_card(report, "me/recovered")
+    shown = tables(card)
+    assert shown["Results"][0] == ["text", "base", "pruned", "recovered", "pruned / base", "recovered / base"]
+    assert shown["Results"][1] == ["general", "12.34 ± 0.21", "30.85 ± 0.52", "15.50 ± 0.30", "2.50", "1.26"]
+    assert ["20", "3.5", "3.75"] in shown["Recovery"]
+    assert ["adapter", "shira"] in shown["Recovery"]
+    assert "rises from 12.34 to 15.50 (1.26 times the base's; 30.85 after pruning alone)" in card
+    assert "were recovered by SHiRA; all 9,219 zeros stayed zero" in card
+    assert "was not trained after pruning" not in card
+    assert 'model.recover(adapter="shira", steps=40)' in card
+    assert "hubprune recover pruned-model --adapter shira --steps 40" in card
+    results = card_metadata(report)["model-index"][0]["results"]
+    assert [row["metrics"][0]["value"] for row in results] == [15.5, 18.25]
+    assert "recovered" in card_metadata(report)["tags"]
+
+
+def test_a_reconstruction_shows_the_error_of_each_block(report: PruningReport) -> None:
+    report.recovery = RecoveryFacts(
+        config=RecoveryConfig("reconstruct").resolved().to_dict(),
+        matrices=3,
+        curve=[LossPoint(0, 0.5, 0.125), LossPoint(1)],
+        groups_kept=12,
+    )
+    card = render_card(report)
+    assert ["0", "0.5", "0.125"] in tables(card)["Recovery"]
+    assert ["1", "nothing to fit", ""] in tables(card)["Recovery"]
+    assert "recovered by layer-wise reconstruction" in card
+    assert tables(card)["Results"][0] == ["text", "base", "pruned", "pruned / base"]

@@ -16,8 +16,8 @@ from hubprune.calibration import Corpus
 from hubprune.demo import LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import ConfigError, UsageError
 from hubprune.evaluation import Window, log_losses
-from hubprune.facts import TaskScore
 from hubprune.harness import Tasks, recover
+from hubprune.outcomes import TaskScore
 
 PAIRS = """\
 task: pairs

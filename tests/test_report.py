@@ -14,22 +14,18 @@ from hypothesis import strategies as st
 
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import (
-    Answer,
     BaseFacts,
     CorpusFacts,
-    Evaluation,
     MatrixFacts,
     Perplexity,
     Probe,
-    SizeFacts,
     SourceFacts,
-    SpeedFacts,
-    TaskScore,
     Totals,
     UnitFacts,
     Verification,
     pack_removed,
 )
+from hubprune.outcomes import Answer, Evaluation, LossPoint, RecoveryFacts, SizeFacts, SpeedFacts, TaskScore
 from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_text
 
 LAID_OUT = ("joined", "; ", 4000, 1.25)
@@ -45,7 +41,9 @@ def full_report() -> PruningReport:
         filters=[("lang", "de")],
         answer="{label}",
     )
-    corpus = CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " ")
+    corpus = CorpusFacts(
+        "domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " "
+    )
     return PruningReport(
         base=BaseFacts(
             "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
@@ -85,6 +83,26 @@ def full_report() -> PruningReport:
         sizes=[SizeFacts("pruned", 20_000, 19_232, "bfloat16", 40_000, 40_100, 30_000, 29_000, 40_000, 2**28)],
         speeds=[SpeedFacts("pruned", 900.5, 50.5, (800.0, 950.0), (49.0, 51.0), 256, 32, 7, 2, "gpu", "bfloat16")],
         measured_on={"processor": "a processor"},
+        recovery=RecoveryFacts(
+            config={"adapter": "lora"},
+            corpora=[CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"])],
+            trained=7,
+            held_out=1,
+            adapter="masked lora",
+            parameters=96,
+            matrices=1,
+            steps=40,
+            kept_step=20,
+            tokens=9000,
+            curve=[LossPoint(20, 3.5, 3.75)],
+            teacher="in memory",
+            zeros_kept=770,
+            groups_kept=384,
+            timings={"train": 2.5},
+            peak_memory_bytes=2**29,
+            versions={"peft": "0.21.2"},
+            created="2026-01-02T04:04:05+00:00",
+        ),
         timings={"forward": 1.5},
         peak_memory_bytes=2**30,
         peak_gpu_memory_bytes=2**31,
@@ -196,6 +214,7 @@ def test_the_summary_recognises_a_pruned_model() -> None:
         "share_of_all_parameters": 0.0384,
         "corpora": {"domain": ["org/set"]},
         "report": REPORT_NAME,
+        "recovery": "masked LoRA",
     }
 
 

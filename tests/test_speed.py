@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hubprune.errors import ConfigError
-from hubprune.facts import SizeFacts
+from hubprune.outcomes import SizeFacts
 from hubprune.speed import ROUNDS, WARM_ROUNDS, measure_speed, what_zeros_do
 from tests.families import build
 from tests.pruned import tiny_model

@@ -13,6 +13,7 @@ from hubprune.cli.measure import evaluate
 from hubprune.cli.offline import demo, serve
 from hubprune.cli.options import option_name
 from hubprune.cli.prune import plan, prune
+from hubprune.cli.recover import recover
 from hubprune.cli.tables import methods
 
 # Options are recognised with underscores and under the names that other libraries give them.
@@ -25,6 +26,7 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True)(root)
     app.command("prune", context_settings=FORGIVING)(prune)
     app.command("plan", context_settings=FORGIVING)(plan)
+    app.command("recover", context_settings=FORGIVING)(recover)
     app.command("methods")(methods)
     app.command("eval", context_settings=FORGIVING)(evaluate)
     app.command("compare", context_settings=FORGIVING)(compare)

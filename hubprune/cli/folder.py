@@ -51,11 +51,21 @@ def push(
     print(tables.destination(done))
 
 
-def verify(folder: FolderArgument, trust_remote_code: TrustOption = False) -> None:
-    """Check that the folder of a pruned model holds what its report says; write the stamp into the report."""
+def verify(
+    folder: FolderArgument,
+    pruned: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The pruned model that a quantised one in DIR was made from."),
+    ] = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Check that the folder of a pruned model holds what its report says; write the stamp into the report.
+
+    Of a model that was quantised after pruning, check that its zeros and groups were kept.
+    """
     from hubprune.verifier import verify as check
 
-    tables.show(tables.stamp(check(folder, trust_remote_code=trust_remote_code)))
+    tables.show(tables.stamp(check(folder, trust_remote_code=trust_remote_code, pruned=pruned)))
 
 
 def card(

@@ -10,7 +10,8 @@ from hubprune.cli.tables import SHORT, numbers, perplexities
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hubprune.facts import Answer, Evaluation, Perplexity, SizeFacts, SpeedFacts, TaskScore
+    from hubprune.facts import Perplexity
+    from hubprune.outcomes import Answer, Evaluation, SizeFacts, SpeedFacts, TaskScore
 
 SHOWN = 160  # characters of an answer that are shown
 

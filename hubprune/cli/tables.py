@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hubprune.facts import CorpusFacts, Perplexity, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
+    from hubprune.recovery_plan import RecoveryPlan
     from hubprune.report import PruningReport
     from hubprune.similarity import Comparison, Square
 
@@ -206,6 +207,63 @@ def _of_blocks(report: PruningReport) -> list[tuple[str, str]]:
     return [("of the block parameters", share)] if report.units else []
 
 
+def recovery_plan(plan: RecoveryPlan, report: PruningReport, target: object) -> Table:
+    """What a recovery would do.
+
+    Args:
+        plan: The recovery, text read.
+        report: The record of the pruning.
+        target: Folder that would be written.
+    """
+    rows = [
+        ("base", _base(report.base.model_id, report.base.commit)),
+        ("pattern", report.pattern),
+        ("recovery", _settings(plan.config.to_dict())),
+        *((f"{corpus.name} text", _text(corpus.facts)) for corpus in plan.corpora.values()),
+        *((f"evaluation on {label}", _text(corpus.facts)) for label, corpus in plan.evaluation.items()),
+        ("would write", str(target)),
+        *_warnings(plan.warnings),
+    ]
+    return _facts(rows, "Nothing was recovered (--dry-run)")
+
+
+def recovered(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
+    """What a recovery did.
+
+    Args:
+        report: The record of the model.
+        places: Where the result lies.
+    """
+    from hubprune.card import size
+
+    facts = report.recovery
+    assert facts is not None  # it was just recovered
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in facts.timings.items())
+    groups = "" if facts.groups_kept is None else f", {facts.groups_kept:,} groups of {report.pattern} right"
+    rows = [
+        ("recovery", f"{facts.what}, {facts.parameters:,} parameters in {facts.matrices} matrices"),
+        ("settings", _settings(facts.config)),
+        *((f"{corpus.name} text", _text(corpus)) for corpus in facts.corpora),
+        ("steps", f"{facts.steps:,} ({facts.tokens:,} tokens), those of step {facts.kept_step:,} kept"),
+        ("zeros", f"all {facts.zeros_kept:,} still zero{groups}"),
+        *([("dense base", facts.teacher)] if facts.teacher else []),
+        ("time", f"{sum(facts.timings.values()):.1f} s ({stages})"),
+        ("peak memory", size(facts.peak_memory_bytes)),
+        *places.items(),
+        *([("verified", _verified(report.verification))] if report.verification is not None else []),
+        *_warnings(report.warnings),
+    ]
+    return [_facts(rows, "Recovered"), *([perplexities(report.evaluation)] if report.evaluation else [])]
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """The fields of a recovery config that differ from the defaults, the method first."""
+    from hubprune.recipe import recovery_settings
+
+    more = {name: value for name, value in recovery_settings(config).items() if name != "method"}
+    return ", ".join([str(config["method"]), *(f"{name}={value}" for name, value in more.items())])
+
+
 def comparison(found: Comparison) -> list[Any]:
     """How alike the masks of several runs are."""
     names = [run.name for run in found.runs]
@@ -304,6 +362,10 @@ def _verified(verification: Verification) -> str:
 
 def _value(row: Perplexity | None) -> str:
     return "-" if row is None else f"{row.perplexity:.2f} ± {row.stderr:.2f}"
+
+
+def _ratio(row: Perplexity | None, base: Perplexity | None) -> str:
+    return "-" if row is None or base is None else f"{row.perplexity / base.perplexity:.3f}"
 
 
 def _percent(fraction: float) -> str:
