@@ -14,6 +14,7 @@ _EXPORTS = {
     "AutoPrunedModelForCausalLM": "modeling",
     "Corpus": "calibration",
     "CorpusConfig": "corpora",
+    "ExportedModelForCausalLM": "exported",
     "HubPruneError": "errors",
     "NM": "sparsity",
     "PruneOnLoadConfig": "quantizer",
@@ -22,11 +23,13 @@ _EXPORTS = {
     "PruningReport": "report",
     "SourceConfig": "corpora",
     "Unstructured": "sparsity",
+    "export": "exporting",
     "load_corpus": "calibration",
     "perplexity": "evaluation",
     "plan": "runs",
     "prune": "runs",
     "publish": "publisher",
+    "publish_export": "exporthub",
     "verify": "verifier",
 }
 
@@ -35,6 +38,7 @@ __all__ = [
     "AutoPrunedModelForCausalLM",
     "Corpus",
     "CorpusConfig",
+    "ExportedModelForCausalLM",
     "HubPruneError",
     "PruneOnLoadConfig",
     "PrunerMixin",
@@ -43,11 +47,13 @@ __all__ = [
     "SourceConfig",
     "Unstructured",
     "__version__",
+    "export",
     "load_corpus",
     "perplexity",
     "plan",
     "prune",
     "publish",
+    "publish_export",
     "verify",
 ]
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune.architecture import Matrix, evaluation_mode, find_matrices, max_length
 from hubprune.environment import free_memory
 from hubprune.errors import NumericalError, VerificationError
+from hubprune.exportrecord import exports_in, weights_sha256
 from hubprune.facts import MatrixFacts, Probe, Verification
 from hubprune.opening import Opening
 from hubprune.report import PruningReport
@@ -160,7 +161,9 @@ def _some(items: list[str], limit: int = 3) -> str:
 
 
 def _check_files(saved: _Saved) -> str:
-    unsafe = sorted(str(p.relative_to(saved.folder)) for p in saved.folder.rglob("*") if p.suffix in UNSAFE_SUFFIXES)
+    found = (p for p in saved.folder.rglob("*") if p.suffix in UNSAFE_SUFFIXES)
+    # The weights of an OpenVINO graph are plain numbers, whatever their name.
+    unsafe = sorted(str(p.relative_to(saved.folder)) for p in found if not p.with_suffix(".xml").is_file())
     if unsafe:
         raise _Failed(f"weights are published as safetensors only, and the folder holds {_some(unsafe)}: remove them")
     names = {path.name for path in saved.weight_files}
@@ -316,6 +319,14 @@ def _judge_reload(probe: Probe, answer: dict[str, Any]) -> str:
     )
 
 
+def _check_exports(saved: _Saved) -> str | None:
+    records = exports_in(saved.folder)
+    stale = [name for name, record in records.items() if record.weights != weights_sha256(saved.folder)]
+    if stale:
+        raise _Failed(f"the graphs in {_some(stale)} are of other weights: export again, or remove them")
+    return f"the graphs in {_some(list(records))} are of these weights" if records else None
+
+
 CHECKS: dict[str, Callable[[_Saved], str | None]] = {
     "files": _check_files,
     "config": _check_config,
@@ -323,6 +334,7 @@ CHECKS: dict[str, Callable[[_Saved], str | None]] = {
     "zeros": _check_zeros,
     "groups": _check_groups,
     "untouched": _check_untouched,
+    "exports": _check_exports,
     "reload": _check_reload,
 }
 

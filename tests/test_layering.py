@@ -13,17 +13,18 @@ PACKAGE = ROOT / "hubprune"
 
 # The reading order: a module imports only from those above it.
 ORDER = (
-    "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
-    "sources architecture weights activations shards work calibration inputs replay stats criterion criteria evidence "
-    "masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow footprint "
-    "probe estimate runs modeling quantizer cli __main__"
+    "errors resources ranks environment sparsity fields presets corpora config facts report exportrecord huberrors "
+    "hub jobs sources architecture weights activations shards work calibration inputs replay stats criterion criteria "
+    "evidence masks apply sweeps loop pruner evaluation opening verifier readme recipe card saving publisher flow "
+    "footprint probe estimate runs modeling quantizer tracing session rounding graphcheck exporthub exported "
+    "exporting cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
-    "errors resources sparsity fields presets corpora config facts report huberrors hub jobs sources readme recipe "
-    "card".split()
+    "errors resources sparsity fields presets corpora config facts report exportrecord huberrors hub jobs sources "
+    "readme recipe card".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}
@@ -31,7 +32,7 @@ REGISTERS_HOOKS = {"replay"}
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "jobs", "saving", "publisher", "localhub", "demo"}
+TALKS_TO_HUB = {"hub", "jobs", "saving", "publisher", "exporthub", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
 MAX_LINES = 400
 

@@ -52,6 +52,7 @@ def test_wheel_holds_the_package_the_resources_and_nothing_else(wheel: Path) -> 
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {f"hubprune/{name}" for name in files_below(ROOT / "hubprune")}
     expected |= {f"hubprune/{folder}/{name}" for folder in RESOURCES for name in files_below(ROOT / folder)}
+    expected |= {f"optimum/{name}" for name in files_below(ROOT / "optimum")}
     assert held == expected
 
 
@@ -82,7 +83,7 @@ def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert f"\nVersion: {hubprune.__version__}\n" in texts["METADATA"]
     assert "\nRequires-Python: >=3.11\n" in texts["METADATA"]
-    for extra in ("all", "demo", "eval", "onnx", "optimum", "peft", "test"):
+    for extra in ("all", "demo", "eval", "export", "optimum", "peft", "test"):
         assert f"\nProvides-Extra: {extra}\n" in texts["METADATA"]
     assert "hubprune = hubprune.cli:main" in texts["entry_points.txt"]
 

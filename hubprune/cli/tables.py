@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
+    from hubprune.exportrecord import GraphFacts
     from hubprune.facts import CorpusFacts, Perplexity, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
@@ -232,6 +233,29 @@ def stamp(verification: Verification) -> Table:
     """The checks that a folder passed."""
     title = f"Verified with transformers {verification.transformers_version}"
     return _facts(list(verification.checks.items()), title)
+
+
+def exported(facts: GraphFacts, places: Mapping[str, str]) -> Table:
+    """What an export wrote and what was measured on it.
+
+    Args:
+        facts: The graph.
+        places: Where it is.
+    """
+    from hubprune.card import size
+
+    zeros = f"{facts.zeros:,} in {facts.matrices:,} matrices, all zeros in the graph"
+    if facts.int8:
+        zeros += f", and {facts.rounded_to_zero:,} more in all of it by rounding"
+    logits = f"differ from transformers by {facts.difference:.2g} of the largest (allowed: {facts.tolerance:g})"
+    rows = [
+        ("graph", f"{facts.file}, {'8-bit weights' if facts.int8 else 'float32'}, {size(facts.bytes)}"),
+        ("logits", f"{logits}, {_percent(facts.agreement)} of {facts.tokens} tokens the same"),
+        ("zeros", zeros),
+        ("time", _duration(facts.seconds)),
+        *places.items(),
+    ]
+    return _facts(rows, "Exported")
 
 
 def destination(done: Any) -> str:
