@@ -78,6 +78,16 @@ def test_resources_are_found_in_a_checkout(tmp_path: Path, name: str) -> None:
     assert Path(run_python(FIND.format(name=name), ROOT, tmp_path)) == ROOT / name
 
 
+def test_optimum_finds_the_command_in_an_unpacked_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands as load; "
+        "print([command.COMMAND.name for command, _ in load()])"
+    )
+    assert run_python(code, tmp_path / "site", tmp_path) == "['prune']"
+
+
 def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}

@@ -43,7 +43,7 @@ class PruneCommand(BaseOptimumCLICommand):
                         *negative, action="append_const", const=negative[0], dest=option.name, help=SUPPRESS
                     )
             else:
-                metavar = option.metavar or option.type.name.upper()
+                metavar = option.metavar or option.name.upper()
                 parser.add_argument(*words, action="append", metavar=metavar, **_shared(option))
 
     def run(self) -> None:
@@ -52,12 +52,8 @@ class PruneCommand(BaseOptimumCLICommand):
 
         given = vars(self.args)
         try:
-            check_task(
-                given["task"],
-                given["model"],
-                (given.get("revision") or [None])[-1],
-                (given.get("token") or [None])[-1],
-            )
+            loading = {name: given[name][-1] for name in ("token", "trust_remote_code") if given[name]}
+            check_task(given["task"], given["model"], (given["revision"] or [None])[-1], **loading)
         except HubPruneError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             sys.exit(MISTAKE)
@@ -85,14 +81,14 @@ def _shared(option: Any) -> dict[str, Any]:
     return {"dest": option.name, "default": None, "help": (option.help or "").replace("%", "%%")}
 
 
-def check_task(task: str, model: str, revision: str | None = None, token: str | None = None) -> type:
+def check_task(task: str, model: str, revision: str | None = None, **loading: Any) -> type:
     """Find out what a model is for and which class loads it, and refuse what cannot be pruned.
 
     Args:
         task: A task as optimum names it or by a synonym; ``"auto"`` to infer it from the model.
         model: Repository or folder.
         revision: Branch, tag or commit.
-        token: Token of the Hub.
+        loading: Keywords of ``from_pretrained``, such as ``token``.
 
     Returns:
         The auto class that loads it.
@@ -107,7 +103,7 @@ def check_task(task: str, model: str, revision: str | None = None, token: str | 
 
     from hubprune.opening import Opening
 
-    config = Opening(model, revision, {"token": token} if token else {}).config
+    config = Opening(model, revision, loading).config
     if task == "auto":
         classes = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or ()]
         found = TASK
