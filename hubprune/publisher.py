@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.card import render_card, size
 from hubprune.errors import HubPruneError, OutputError, UsageError
+from hubprune.exportrecord import FORMATS, RECORD_NAME, ExportRecord, weights_sha256
 from hubprune.facts import BaseFacts, Totals
 from hubprune.figures import FIGURES, figures_in
 from hubprune.hub import check_can_write, hub_errors, make_api
@@ -68,6 +69,7 @@ class _Remote:
     files: frozenset[str] = frozenset()
     report: PruningReport | None = None
     readme: str | None = None
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
 
 
 def publish(
@@ -153,8 +155,8 @@ def publish_folder(
     """Verify a saved pruned model and push it in one commit.
 
     The README is merged with the repository's; the folder's own README becomes what is pushed. Weight and tokenizer
-    files and figures of an earlier push that the folder no longer has are deleted in the same commit; other files
-    stay.
+    files and figures of an earlier push that the folder no longer has are deleted in the same commit, as are exported
+    graphs of other weights; other files stay.
 
     Args:
         folder: Folder written by ``save``.
@@ -191,7 +193,7 @@ def publish_folder(
         revision=revision,
         creates_repo=not remote.exists,
         files=tuple((name, (path / name).stat().st_size) for name in files),
-        deletes=_stale(remote.files, files),
+        deletes=tuple(sorted({*_stale(remote.files, files), *_stale_graphs(path, remote, files)})),
     )
     if dry_run:
         return plan
@@ -280,6 +282,8 @@ def _look(api: HfApi, repo_id: str, revision: str | None) -> _Remote:
             info, has_branch = api.model_info(repo_id), False
         files = frozenset(sibling.rfilename for sibling in info.siblings or ())
         wanted = [name for name in (README, REPORT_NAME) if name in files]
+        records = [f"{kind}/{RECORD_NAME}" for kind in FORMATS if f"{kind}/{RECORD_NAME}" in files]
+        places = [Path(api.hf_hub_download(repo_id, name, revision=info.sha)).parent for name in records]
         paths = {name: Path(api.hf_hub_download(repo_id, name, revision=info.sha)) for name in wanted}
     try:
         texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
@@ -288,7 +292,8 @@ def _look(api: HfApi, repo_id: str, revision: str | None) -> _Remote:
         raise OutputError(
             f"{repo_id} holds {' or '.join(wanted)} in a form that cannot be read ({error}): mend it"
         ) from error
-    return _Remote(True, has_branch, info.sha, files, report, texts.get(README))
+    exports = {place.name: record for place in places if (record := ExportRecord.load(place)) is not None}
+    return _Remote(True, has_branch, info.sha, files, report, texts.get(README), exports)
 
 
 def _refuse_other_model(repo_id: str, report: PruningReport, remote: _Remote) -> None:
@@ -326,6 +331,18 @@ def _stale(remote: frozenset[str], files: list[str]) -> tuple[str, ...]:
     replaced = {kind.path for kind in FIGURES} | (TOKENIZER_FILES if "tokenizer_config.json" in files else set())
     gone = remote.difference(files)
     return tuple(sorted(name for name in gone if WEIGHTS.fullmatch(name) or name in replaced))
+
+
+def _stale_graphs(folder: Path, remote: _Remote, files: list[str]) -> set[str]:
+    """Exported graphs that the folder replaces, or that are of other weights than it holds."""
+    weights = weights_sha256(folder) if remote.exports else {}
+    stale = {
+        f"{kind}/{name}"
+        for kind, record in remote.exports.items()
+        if f"{kind}/{RECORD_NAME}" in files or record.weights != weights
+        for name in (*record.files, RECORD_NAME)
+    }
+    return (stale & remote.files).difference(files)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from hubprune.architecture import Matrix, find_matrices
 from hubprune.environment import free_memory
 from hubprune.errors import VerificationError
+from hubprune.exportrecord import exports_in, weights_sha256
 from hubprune.facts import MatrixFacts, Verification
 from hubprune.opening import Opening
 from hubprune.quantized import verify_quantized
@@ -93,7 +94,9 @@ class _Saved:
 
 
 def _check_files(saved: _Saved) -> str:
-    unsafe = sorted(str(p.relative_to(saved.folder)) for p in saved.folder.rglob("*") if p.suffix in UNSAFE_SUFFIXES)
+    found = (p for p in saved.folder.rglob("*") if p.suffix in UNSAFE_SUFFIXES)
+    # The weights of an OpenVINO graph are plain numbers, whatever their name.
+    unsafe = sorted(str(p.relative_to(saved.folder)) for p in found if not p.with_suffix(".xml").is_file())
     if unsafe:
         raise CheckFailed(
             f"weights are published as safetensors only, and the folder holds {some(unsafe)}: remove them"
@@ -239,6 +242,14 @@ def _check_reload(saved: _Saved) -> str:
     return reload(saved.folder, saved.report.probe, saved.trust_remote_code, places, saved.offload)
 
 
+def _check_exports(saved: _Saved) -> str | None:
+    records = exports_in(saved.folder)
+    stale = [name for name, record in records.items() if record.weights != weights_sha256(saved.folder)]
+    if stale:
+        raise CheckFailed(f"the graphs in {some(stale)} are of other weights: export again, or remove them")
+    return f"the graphs in {some(list(records))} are of these weights" if records else None
+
+
 CHECKS: dict[str, Callable[[_Saved], str | None]] = {
     "files": _check_files,
     "config": _check_config,
@@ -247,6 +258,7 @@ CHECKS: dict[str, Callable[[_Saved], str | None]] = {
     "groups": _check_groups,
     "units": _check_units,
     "untouched": _check_untouched,
+    "exports": _check_exports,
     "reload": _check_reload,
 }
 

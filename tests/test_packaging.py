@@ -52,6 +52,7 @@ def test_wheel_holds_the_package_the_resources_and_nothing_else(wheel: Path) -> 
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {f"hubprune/{name}" for name in files_below(ROOT / "hubprune")}
     expected |= {f"hubprune/{folder}/{name}" for folder in RESOURCES for name in files_below(ROOT / folder)}
+    expected |= {f"optimum/{name}" for name in files_below(ROOT / "optimum")}
     assert held == expected
 
 
@@ -77,12 +78,22 @@ def test_resources_are_found_in_a_checkout(tmp_path: Path, name: str) -> None:
     assert Path(run_python(FIND.format(name=name), ROOT, tmp_path)) == ROOT / name
 
 
+def test_optimum_finds_the_command_in_an_unpacked_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands as load; "
+        "print([command.COMMAND.name for command, _ in load()])"
+    )
+    assert run_python(code, tmp_path / "site", tmp_path) == "['prune']"
+
+
 def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert f"\nVersion: {hubprune.__version__}\n" in texts["METADATA"]
     assert "\nRequires-Python: >=3.11\n" in texts["METADATA"]
-    for extra in ("all", "demo", "eval", "figures", "onnx", "optimum", "peft", "test"):
+    for extra in ("all", "demo", "eval", "export", "figures", "optimum", "peft", "test"):
         assert f"\nProvides-Extra: {extra}\n" in texts["METADATA"]
     assert "hubprune = hubprune.cli:main" in texts["entry_points.txt"]
 

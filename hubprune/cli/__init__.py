@@ -20,7 +20,10 @@ MISTAKE = 2
 SHARED = (UsageError, AccessError, NotFoundError, OfflineError)
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Packages of the extras, by the name they are imported with.
-EXTRAS = dict.fromkeys(("lz4", "markdown_it", "nh3", "starlette", "uvicorn"), "demo")
+EXTRAS = {
+    **dict.fromkeys(("lz4", "markdown_it", "nh3", "starlette", "uvicorn"), "demo"),
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"), "export"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import typer
 from hubprune import __version__
 from hubprune.cli.compare import compare
 from hubprune.cli.folder import card, push, verify
+from hubprune.cli.graph import export
 from hubprune.cli.measure import evaluate
 from hubprune.cli.offline import demo, serve
 from hubprune.cli.options import option_name
@@ -30,6 +31,7 @@ def build() -> typer.Typer:
     app.command("methods")(methods)
     app.command("eval", context_settings=FORGIVING)(evaluate)
     app.command("compare", context_settings=FORGIVING)(compare)
+    app.command("export", context_settings=FORGIVING)(export)
     app.command("push", context_settings=FORGIVING)(push)
     app.command("verify", context_settings=FORGIVING)(verify)
     app.command("card", context_settings=FORGIVING)(card)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hubprune.cli import tables
 from hubprune.cli.options import RESULT_PANEL, TokenOption, TrustOption
+
+if TYPE_CHECKING:
+    from hubprune.similarity import Comparison, Square
 
 FIGURE = Path("mask-similarity.png")
 
@@ -49,6 +52,35 @@ def compare(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
-        tables.show(*tables.comparison(found))
+        tables.show(*comparison(found))
     if figure is not None:
         print(found.draw(figure), file=sys.stderr if as_json else sys.stdout)
+
+
+def comparison(found: Comparison) -> list[Any]:
+    """How alike the masks of several runs are."""
+    names = [run.name for run in found.runs]
+
+    def line(title: str, square: Square) -> list[str]:
+        return [title, *(_index(square[left][right]) for left, right in found.pairs)]
+
+    runs = []
+    for place, run in enumerate(found.runs):
+        removed, count = found.removed(place)
+        runs.append((run.name, f"{run.method}, {run.pattern}: {removed:,} of {count:,} {found.unit} removed"))
+    square = [[name, *map(_index, row)] for name, row in zip(names, found.similarity(), strict=True)]
+    pairs = [found.name_pair(pair) for pair in found.pairs]
+    rows = [line("all", found.similarity()), line("by chance", found.by_chance())]
+    rows += [line(kind, found.similarity(kind=kind)) for kind in found.kinds]
+    rows += [line(f"layer {block}", found.similarity(block=block)) for block in found.blocks]
+    return [
+        tables.facts_table(runs, f"What the runs removed from {found.base}"),
+        tables.numbers(("Jaccard index", *names), square),
+        tables.numbers(("Jaccard index", *pairs), rows),
+        f"Jaccard index: {found.unit} that both removed, of those that at least one did. By chance: of masks drawn at "
+        "random with as many removed in each place.",
+    ]
+
+
+def _index(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

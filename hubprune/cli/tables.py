@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
+    from hubprune.exportrecord import GraphFacts
     from hubprune.facts import CorpusFacts, Perplexity, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.recovery_plan import RecoveryPlan
     from hubprune.report import PruningReport
-    from hubprune.similarity import Comparison, Square
 
 SHORT = 12  # characters of a hash that are shown
 
@@ -40,7 +40,7 @@ def warn(sentences: Iterable[str]) -> None:
 
 def methods() -> None:
     """List the pruning methods: what each needs, its defaults and its options."""
-    show(_facts([(method.name, _about(method)) for method in METHODS.values()], "Methods"))
+    show(facts_table([(method.name, _about(method)) for method in METHODS.values()], "Methods"))
 
 
 def _about(method: Method) -> str:
@@ -80,7 +80,7 @@ def dry_run(request: Request, plan: Plan, outline: Outline, found: Estimate, is_
     if request.push is not None:
         what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
         rows.append((what, f"{request.push}, {_kind(is_new)}"))
-    return _facts([*rows, *_warnings(plan.warnings)], "Nothing was pruned (--dry-run)")
+    return facts_table([*rows, *_warnings(plan.warnings)], "Nothing was pruned (--dry-run)")
 
 
 def forecast(plan: Plan, outline: Outline, found: Estimate, threads: int) -> Table:
@@ -94,7 +94,7 @@ def forecast(plan: Plan, outline: Outline, found: Estimate, threads: int) -> Tab
     """
     machine = f"this machine ({threads} thread{'s' if threads > 1 else ''})"
     time = ("time", f"about {_duration(found.seconds or 0.0)} on {machine}, without download and evaluation")
-    return _facts(
+    return facts_table(
         [*_run(plan, outline), *_needs_of(found), time, *_warnings(plan.warnings)],
         "What the run would take (estimated; one random block was pruned)",
     )
@@ -162,7 +162,7 @@ def job(plan: JobPlan, push: str, is_new: bool) -> Table:
         ("would run", str(plan)),
         ("would push to", f"{push}, {_kind(is_new)}"),
     ]
-    return _facts(rows, "Nothing was submitted (--dry-run)")
+    return facts_table(rows, "Nothing was submitted (--dry-run)")
 
 
 def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
@@ -198,7 +198,7 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *([("verified", _verified(report.verification))] if report.verification is not None else []),
         *_warnings(report.warnings),
     ]
-    return [_facts(rows, "Pruned"), *([perplexities(report.evaluation)] if report.evaluation else [])]
+    return [facts_table(rows, "Pruned"), *([perplexities(report.evaluation)] if report.evaluation else [])]
 
 
 def _of_blocks(report: PruningReport) -> list[tuple[str, str]]:
@@ -224,7 +224,7 @@ def recovery_plan(plan: RecoveryPlan, report: PruningReport, target: object) -> 
         ("would write", str(target)),
         *_warnings(plan.warnings),
     ]
-    return _facts(rows, "Nothing was recovered (--dry-run)")
+    return facts_table(rows, "Nothing was recovered (--dry-run)")
 
 
 def recovered(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
@@ -253,7 +253,7 @@ def recovered(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *([("verified", _verified(report.verification))] if report.verification is not None else []),
         *_warnings(report.warnings),
     ]
-    return [_facts(rows, "Recovered"), *([perplexities(report.evaluation)] if report.evaluation else [])]
+    return [facts_table(rows, "Recovered"), *([perplexities(report.evaluation)] if report.evaluation else [])]
 
 
 def _settings(config: Mapping[str, Any]) -> str:
@@ -262,35 +262,6 @@ def _settings(config: Mapping[str, Any]) -> str:
 
     more = {name: value for name, value in recovery_settings(config).items() if name != "method"}
     return ", ".join([str(config["method"]), *(f"{name}={value}" for name, value in more.items())])
-
-
-def comparison(found: Comparison) -> list[Any]:
-    """How alike the masks of several runs are."""
-    names = [run.name for run in found.runs]
-
-    def line(title: str, square: Square) -> list[str]:
-        return [title, *(_index(square[left][right]) for left, right in found.pairs)]
-
-    runs = []
-    for place, run in enumerate(found.runs):
-        removed, count = found.removed(place)
-        runs.append((run.name, f"{run.method}, {run.pattern}: {removed:,} of {count:,} {found.unit} removed"))
-    square = [[name, *map(_index, row)] for name, row in zip(names, found.similarity(), strict=True)]
-    pairs = [found.name_pair(pair) for pair in found.pairs]
-    rows = [line("all", found.similarity()), line("by chance", found.by_chance())]
-    rows += [line(kind, found.similarity(kind=kind)) for kind in found.kinds]
-    rows += [line(f"layer {block}", found.similarity(block=block)) for block in found.blocks]
-    return [
-        _facts(runs, f"What the runs removed from {found.base}"),
-        numbers(("Jaccard index", *names), square),
-        numbers(("Jaccard index", *pairs), rows),
-        f"Jaccard index: {found.unit} that both removed, of those that at least one did. By chance: of masks drawn at "
-        "random with as many removed in each place.",
-    ]
-
-
-def _index(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def perplexities(rows: Sequence[Perplexity]) -> Table:
@@ -317,7 +288,30 @@ def perplexities(rows: Sequence[Perplexity]) -> Table:
 def stamp(verification: Verification) -> Table:
     """The checks that a folder passed."""
     title = f"Verified with transformers {verification.transformers_version}"
-    return _facts(list(verification.checks.items()), title)
+    return facts_table(list(verification.checks.items()), title)
+
+
+def exported(facts: GraphFacts, places: Mapping[str, str]) -> Table:
+    """What an export wrote and what was measured on it.
+
+    Args:
+        facts: The graph.
+        places: Where it is.
+    """
+    from hubprune.card import size
+
+    zeros = f"{facts.zeros:,} in {facts.matrices:,} matrices, all zeros in the graph"
+    if facts.int8:
+        zeros += f", and {facts.rounded_to_zero:,} more in all of it by rounding"
+    logits = f"differ from transformers by {facts.difference:.2g} of the largest (allowed: {facts.tolerance:g})"
+    rows = [
+        ("graph", f"{facts.file}, {'8-bit weights' if facts.int8 else 'float32'}, {size(facts.bytes)}"),
+        ("logits", f"{logits}, {_percent(facts.agreement)} of {facts.tokens} tokens the same"),
+        ("zeros", zeros),
+        ("time", _duration(facts.seconds)),
+        *places.items(),
+    ]
+    return facts_table(rows, "Exported")
 
 
 def destination(done: Any) -> str:
@@ -372,7 +366,8 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _facts(rows: Iterable[tuple[str, str]], title: str) -> Table:
+def facts_table(rows: Iterable[tuple[str, str]], title: str) -> Table:
+    """A table of facts, each with its name."""
     from rich import box
     from rich.table import Table
 
