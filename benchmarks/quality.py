@@ -102,12 +102,14 @@ def show(options: argparse.Namespace, base: Row, found: Mapping[tuple[str, str],
 
 def main() -> None:
     """Print the tables and the targets."""
-    from hubprune.presets import METHODS
+    from hubprune.presets import WEIGHT_METHODS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--domain", default="medical", choices=DOMAINS)
-    parser.add_argument("--methods", nargs="+", default=[*METHODS, *HALVES], help="a method, or method/option=value")
+    parser.add_argument(
+        "--methods", nargs="+", default=[*WEIGHT_METHODS, *HALVES], help="a method, or method/option=value"
+    )
     parser.add_argument("--patterns", nargs="+", default=["0.5", "0.6", "0.7", "2:4"], help="a sparsity or N:M")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=64)

@@ -100,10 +100,10 @@ def command_seconds(*command: str) -> float:
 
 def main() -> None:
     """Print the table and the targets."""
-    from hubprune.presets import METHODS
+    from hubprune.presets import WEIGHT_METHODS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(WEIGHT_METHODS), choices=list(WEIGHT_METHODS))
     parser.add_argument("--sequences", type=int, default=24, help="sequences of each corpus")
     parser.add_argument("--length", type=int, default=512, help="tokens in a sequence")
     parser.add_argument("--hidden", type=int, default=512)

@@ -21,6 +21,7 @@ _EXPORTS = {
     "PruningConfig": "config",
     "PruningReport": "report",
     "SourceConfig": "corpora",
+    "Structured": "sparsity",
     "Unstructured": "sparsity",
     "compare": "comparison",
     "load_corpus": "calibration",
@@ -28,6 +29,7 @@ _EXPORTS = {
     "plan": "runs",
     "prune": "runs",
     "publish": "publisher",
+    "shrink": "runs",
     "verify": "verifier",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "PruningConfig",
     "PruningReport",
     "SourceConfig",
+    "Structured",
     "Unstructured",
     "__version__",
     "compare",
@@ -50,6 +53,7 @@ __all__ = [
     "plan",
     "prune",
     "publish",
+    "shrink",
     "verify",
 ]
 

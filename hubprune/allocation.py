@@ -76,7 +76,7 @@ def allocate(model: PreTrainedModel, config: PruningConfig) -> Allocation:
     removed = {}
     for group in groups:
         step = multiple if group.unit == "ffn_neuron" else 1
-        while not config.multiple and step > 1 and 4 * step > group.count:
+        while not config.multiple and step > 1 and 8 * step > group.count:
             step //= 2
         left = group.count - removed_count(group.count, share)
         if step > 1:

@@ -1,8 +1,8 @@
 """Text to token blocks: named corpora, seeded, counted exactly, fingerprinted.
 
 Sequences carry no padding: a packed corpus holds sequences of one length, an unpacked one a sequence for each
-document. What a corpus has used is remembered by hashes of its documents, so that text a model was pruned on is not
-evaluated on.
+document. Of examples it is known where the answer begins. What a corpus has used is remembered by hashes of its
+documents, so that text a model was pruned on is not evaluated on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,20 +19,17 @@ from tqdm import tqdm
 
 from hubprune import hub, ranks
 from hubprune.architecture import max_length
-from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.corpora import TASK, CorpusConfig, SourceConfig, filter_text, joins_documents, parse_corpus
 from hubprune.errors import CorpusError
 from hubprune.facts import CorpusFacts, SourceFacts
+from hubprune.sequences import SAMPLES, SHORTEST, SequenceReader, Taken
 from hubprune.sources import Document, documents, resolve_source, text_key
 
 # Tokens in a sequence unless more are asked for. Models announce contexts of 128k tokens and more; taking that as the
 # default is what runs calibration out of memory elsewhere.
 DEFAULT_LENGTH = 2048
-# A single token predicts nothing.
-SHORTEST = 2
 # Splits that hold text apart from the training text, the usual first choice in front.
 HELD_OUT_SPLITS = ("test", "validation", "valid", "dev")
-SAMPLE_CHARACTERS = 240
-SAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +37,13 @@ class Corpus:
     """Text as tokens, ready for the engine.
 
     Attributes:
-        name: ``general``, ``domain``, or the label of an evaluation text.
+        name: ``general``, ``domain``, ``language``, ``task``, or the label of an evaluation text.
         sequences: Token ids, each ``(T,)``, int64.
         facts: What the report says about it.
         keys: Hashes by which its documents are recognised.
-        answers: Where the answer begins in each sequence; empty for text without answers.
-        labels: The text of each answer, likewise.
+        answers: Of examples, the position of the first token of each sequence's answer, at least 1; empty for text
+            without answers.
+        labels: Of examples, what the first field of each sequence's answer holds, such as ``yes``; as many as answers.
     """
 
     name: str
@@ -66,7 +64,7 @@ class Corpus:
 
     def named(self, name: str) -> Corpus:
         """The same text under another name."""
-        facts = _count(replace(self.facts, name=name), self.sequences)
+        facts = _count(replace(self.facts, name=name), self.sequences, self.answers, self.labels)
         return self if name == self.name else replace(self, name=name, facts=facts)
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
@@ -99,7 +97,8 @@ def load_corpus(
     Args:
         value: A preset, data sets or files joined with ``+``, a ``CorpusConfig``, its dictionary, or a list of texts.
         tokenizer: Makes token ids, and puts in the special tokens that the model expects.
-        name: What the corpus is called in the report and in messages.
+        name: What the corpus is called in the report and in messages; one that is called ``task`` is read as examples
+            where its sources have answers.
         max_length: Tokens the model can read, None for no limit.
         at_most: Take what there is where ``num_samples`` sequences cannot be had.
         exclude: Documents with one of these ``keys`` are passed over.
@@ -112,12 +111,18 @@ def load_corpus(
 
     Raises:
         ConfigError: The value is no corpus.
-        CorpusError: A data set, configuration, split or column does not exist, there is no text, or too little.
+        CorpusError: A data set, configuration, split or column does not exist, no row passes a filter, some sources of
+            a task have answers and some have none, there is no text, or too little.
         AccessError, OfflineError: A data set cannot be reached.
     """
     config = parse_corpus(value, **settings)
     length = _sequence_length(config, name, max_length)
-    reader = _Reader(tokenizer, length, config.packing, at_most, frozenset(exclude))
+    given_answers = [source.answer for source in config.sources]
+    packing = joins_documents(name, given_answers, config.packing)
+    examples = not packing and bool(given_answers) and None not in given_answers
+    if name == TASK and not config.packing and not examples:
+        _refuse_mixture(config)
+    reader = SequenceReader(tokenizer, length, packing, at_most, frozenset(exclude), examples)
     bar = tqdm(
         desc=f"Reading {name} text",
         unit="sequence",
@@ -126,7 +131,7 @@ def load_corpus(
         delay=2,
         leave=False,
     )
-    taken: list[_Taken] = []
+    taken: list[Taken] = []
     sources: list[SourceFacts] = []
     with bar:
         if config.texts:
@@ -137,7 +142,8 @@ def load_corpus(
             rows = documents(
                 known, tokenizer, commit=commit, streaming=config.streaming, seed=config.seed, token=token
             )
-            taken.append(reader.take(rows, count, f"the {name} corpus, {known.dataset},", bar))
+            place = known.dataset + filter_text(known.filters)
+            taken.append(reader.take(rows, count, f"the {name} corpus, {place},", bar))
             sources.append(
                 SourceFacts(
                     dataset=known.dataset,
@@ -148,14 +154,34 @@ def load_corpus(
                     text_column=known.text_column,
                     weight=known.weight,
                     rows=taken[-1].documents,
+                    filters=list(known.filters),
+                    answer=known.answer,
                 )
             )
     sequences = tuple(sequence for part in taken for sequence in part.sequences)
     samples = [part.samples[turn] for turn in range(SAMPLES) for part in taken if turn < len(part.samples)]
     facts = CorpusFacts(
-        name=name, sources=sources, packing=config.packing, seed=config.seed, samples=samples[:SAMPLES]
+        name=name,
+        sources=sources,
+        packing=packing,
+        seed=config.seed,
+        samples=samples[:SAMPLES],
+        passed_over=sum(part.passed_over for part in taken),
     )
-    return Corpus(name, sequences, _count(facts, sequences), frozenset(key for part in taken for key in part.keys))
+    answers = tuple(position for part in taken for position in part.answers)
+    labels = tuple(label for part in taken for label in part.labels)
+    keys = frozenset(key for part in taken for key in part.keys)
+    return Corpus(name, sequences, _count(facts, sequences, answers, labels), keys, answers, labels)
+
+
+def _refuse_mixture(config: CorpusConfig) -> None:
+    """Refuse a task of which some sources say what the answer is and others do not."""
+    without = [source.dataset for source in config.sources if source.answer is None]
+    if without and len(without) < len(config.sources):
+        raise CorpusError(
+            f"either all sources of a task have an answer or none, and {', '.join(without)} has none: give it a "
+            "template and its end as answer, leave it out, or read all as joined text (packing=True)"
+        )
 
 
 def corpus_from_tokens(token_ids: torch.Tensor, name: str = "corpus") -> Corpus:
@@ -257,91 +283,6 @@ def refuse_overlap(calibration: Iterable[Corpus], evaluation: Iterable[Corpus]) 
                 )
 
 
-@dataclass
-class _Taken:
-    """What was taken from one place.
-
-    Attributes:
-        sequences: Token ids, each ``(T,)``.
-        documents: Documents used.
-        left: Token ids that filled no sequence.
-        keys: Keys of the documents used.
-        samples: The first characters of some.
-    """
-
-    sequences: list[torch.Tensor] = field(default_factory=list)
-    documents: int = 0
-    left: list[int] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
-    samples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Turns documents into sequences of one kind."""
-
-    tokenizer: Any
-    length: int
-    packing: bool
-    at_most: bool
-    exclude: frozenset[str]
-
-    def take(self, found: Iterable[Document], count: int, what: str, bar: Any) -> _Taken:
-        """Read documents until they fill ``count`` sequences.
-
-        Raises:
-            CorpusError: There are no more documents before that; what is missing is said of ``what``.
-        """
-        taken = _Taken()
-        for document in found:
-            if self.exclude.intersection(document.keys):
-                continue
-            ids = self._token_ids(document)
-            if len(ids) < SHORTEST and not self.packing:
-                continue
-            taken.documents += 1
-            taken.keys.update(document.keys)
-            if len(taken.samples) < SAMPLES:
-                taken.samples.append(document.text[:SAMPLE_CHARACTERS])
-            before = len(taken.sequences)
-            self._fill(taken, ids, count)
-            bar.update(len(taken.sequences) - before)
-            if len(taken.sequences) == count:
-                return taken
-        if self.at_most and not taken.sequences and len(taken.left) >= SHORTEST:
-            taken.sequences.append(torch.tensor(taken.left))
-        self._refuse_too_little(taken, count, what)
-        return taken
-
-    def _fill(self, taken: _Taken, ids: list[int], count: int) -> None:
-        if not self.packing:
-            taken.sequences.append(torch.tensor(ids[: self.length]))
-            return
-        taken.left += ids
-        while len(taken.left) >= self.length and len(taken.sequences) < count:
-            taken.sequences.append(torch.tensor(taken.left[: self.length]))
-            del taken.left[: self.length]
-
-    def _refuse_too_little(self, taken: _Taken, count: int, what: str) -> None:
-        if not taken.documents:
-            raise CorpusError(
-                f"{what} holds no text that can be used: give texts, a template or a text column that is not empty"
-            )
-        if not taken.sequences or not self.at_most:
-            tokens = sum(len(sequence) for sequence in taken.sequences) + len(taken.left)
-            raise CorpusError(
-                f"{what} must give {count} sequences of {self.length} tokens and gives {len(taken.sequences)} "
-                f"({taken.documents} documents, {tokens:,} tokens): lower num_samples or sequence_length, or give "
-                "more text"
-            )
-
-    def _token_ids(self, document: Document) -> list[int]:
-        """Token ids of one document; a packed one is closed by the end token."""
-        ids = list(self.tokenizer(document.text, add_special_tokens=document.bare, verbose=False)["input_ids"])
-        end = self.tokenizer.eos_token_id
-        return [*ids, end] if self.packing and end is not None and ids[-1:] != [end] else ids
-
-
 def _sequence_length(config: CorpusConfig, name: str, limit: int | None) -> int:
     if config.sequence_length is None:
         return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
@@ -370,7 +311,9 @@ def _shares(config: CorpusConfig, name: str) -> list[int]:
     return counts
 
 
-def _count(facts: CorpusFacts, sequences: Sequence[torch.Tensor]) -> CorpusFacts:
+def _count(
+    facts: CorpusFacts, sequences: Sequence[torch.Tensor], answers: Sequence[int] = (), labels: Sequence[str] = ()
+) -> CorpusFacts:
     """Fill in counts and hashes."""
     counted = replace(
         facts,
@@ -378,8 +321,11 @@ def _count(facts: CorpusFacts, sequences: Sequence[torch.Tensor]) -> CorpusFacts
         sequence_length=max(len(sequence) for sequence in sequences),
         tokens=sum(len(sequence) for sequence in sequences),
         token_sha256=_hash(sequences),
+        examples=len(answers),
+        distinct_answers=len({*labels}),
     )
     said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in ("fingerprint", "samples")}
+    said["answers"] = list(answers)
     return replace(counted, fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from hubprune.corpora import SourceConfig, parse_source
+from hubprune.corpora import SourceConfig, filter_text, parse_source
 from hubprune.figures import FigureKind
 from hubprune.presets import CORPORA, METHODS
 from hubprune.readme import as_list, merge_metadata, own_parts, unique, write_section
@@ -42,9 +42,9 @@ def _hub_datasets(report: PruningReport) -> list[str]:
 
 
 def domains(report: PruningReport) -> list[str]:
-    """Names of the preset domains that the domain corpus belongs to, such as ``medical``."""
+    """Names of the preset domains that the domain and the task belong to, such as ``medical``."""
     presets = {name: {parse_source(row.dataset).dataset for row in rows} for name, rows in CORPORA.items()}
-    used = [source.dataset for corpus in report.corpora if corpus.name == "domain" for source in corpus.sources]
+    used = [s.dataset for corpus in report.corpora if corpus.name in ("domain", "task") for s in corpus.sources]
     return [
         name
         for name, datasets in presets.items()
@@ -69,6 +69,8 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     }
     pattern = report.config.get("pattern")
     shape = str(pattern).strip().replace(":", "of") if pattern else "unstructured-sparsity"
+    kinds = unique([row.unit.replace("_", "-") for row in report.units])
+    family, *shapes = ["structured-pruning", *kinds] if kinds else ["sparse", shape]
     tags = [tag for tag in _texts(card.get("tags")) if not STORAGE_TAGS.fullmatch(tag)]
     datasets = _hub_datasets(report)
     results = []
@@ -99,7 +101,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
         pipeline_tag=text["pipeline_tag"] or "text-generation",
-        tags=unique([*tags, "pruned", "sparse", "hubprune", report.method, shape, *domains(report)]),
+        tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *domains(report)]),
         datasets=datasets or None,
         metrics=["perplexity"] if results else None,
         model_name=card_title(report, repo_id),
@@ -114,6 +116,19 @@ def card_title(report: PruningReport, repo_id: str | None = None) -> str:
     """Name of the model: the repository's, or the base's with the method."""
     name = repo_id or f"{report.base.model_id.rstrip('/')}-{report.method}"
     return re.sub(r"\s+", " ", name.rpartition("/")[2]).strip() or "pruned-model"
+
+
+def _repaired(report: PruningReport) -> bool:
+    """Whether the remaining weights were changed."""
+    if report.units:
+        return any(row.damping is not None for row in report.units)
+    return report.application == "compensate"
+
+
+def _share(report: PruningReport) -> float:
+    """Fraction removed of the matrices in the table."""
+    weights = sum(row.numel for row in report.matrices)
+    return sum(row.pruned for row in report.matrices) / weights if weights else 0.0
 
 
 def card_metadata(report: PruningReport, existing: str | None = None, repo_id: str | None = None) -> dict[str, Any]:
@@ -209,6 +224,7 @@ def render_card(
         count=lambda value: f"{value:,}",
         percent=lambda value: f"{100 * value:.2f} %",
         decimals=lambda value: f"{value:.2f}",
+        filters=filter_text,
         size=size,
     )
     text = environment.get_template("model_card.md.jinja").render(
@@ -219,6 +235,8 @@ def render_card(
         license=ours.get("license_name") or ours.get("license"),
         license_link=ours.get("license_link"),
         method=METHODS.get(report.method),
+        repaired=_repaired(report),
+        all_sparsity=_share(report),
         domains=domains(report),
         item_bytes=ITEM_BYTES.get(report.base.dtype),
         python=python_recipe(report, repo_id),

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from hubprune import ranks
 from hubprune.architecture import evaluation_mode
 from hubprune.calibration import Corpus
+from hubprune.corpora import filter_text
 from hubprune.errors import ConfigError, NumericalError
 from hubprune.facts import Perplexity, SourceFacts
 
@@ -132,5 +133,6 @@ def _mean_and_error(losses: Sequence[float], counts: Sequence[int]) -> tuple[flo
 
 
 def _spec(source: SourceFacts) -> str:
-    """A data set as a user writes it: ``repo``, ``repo:config`` or ``repo:config:split``."""
-    return ":".join([source.dataset, source.config or "", source.split or ""]).rstrip(":")
+    """A data set as a user writes it: ``repo``, ``repo:config`` or ``repo:config:split``, and its filters."""
+    place = ":".join([source.dataset, source.config or "", source.split or ""]).rstrip(":")
+    return place + filter_text(source.filters)

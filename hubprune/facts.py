@@ -37,7 +37,10 @@ class BaseFacts:
 
 @dataclass
 class SourceFacts:
-    """One data set of a corpus as it was read; ``rows`` counts those used, ``weight`` is its share of the samples."""
+    """One data set of a corpus as it was read; ``rows`` counts those used, ``weight`` is its share of the samples.
+
+    ``filters`` are the columns and values that picked its rows, ``answer`` is the end of the template that answers.
+    """
 
     dataset: str
     config: str | None = None
@@ -47,6 +50,8 @@ class SourceFacts:
     rows: int = 0
     text_column: str | None = None
     weight: float = 1.0
+    filters: list[tuple[str, str]] = field(default_factory=list)
+    answer: str | None = None
 
 
 @dataclass
@@ -54,7 +59,7 @@ class CorpusFacts:
     """One corpus as it was used.
 
     Attributes:
-        name: general, domain, or the label of an evaluation text.
+        name: general, domain, language, task, or the label of an evaluation text.
         sources: Data sets or files; empty for texts or token ids given directly.
         num_sequences: Sequences.
         sequence_length: Tokens in the longest sequence.
@@ -62,8 +67,11 @@ class CorpusFacts:
         packing: Whether documents were joined.
         seed: Seed of the choice of rows.
         token_sha256: Hash of the token ids in order.
-        fingerprint: Hash of everything above.
+        fingerprint: Hash of everything else but the samples, and of where the answers begin.
         samples: The first characters of two rows.
+        examples: Sequences whose answer is known: all of them, or none.
+        distinct_answers: Different labels among them.
+        passed_over: Examples left out because their answer alone is longer than a sequence.
     """
 
     name: str
@@ -76,6 +84,9 @@ class CorpusFacts:
     token_sha256: str = ""
     fingerprint: str = ""
     samples: list[str] = field(default_factory=list)
+    examples: int = 0
+    distinct_answers: int = 0
+    passed_over: int = 0
 
 
 @dataclass

@@ -145,7 +145,7 @@ def prepare(
     started = time.perf_counter()
     unknown = [name for name in corpora if name not in CORPUS_NAMES]
     if unknown:
-        raise ConfigError(f"corpora are called {' and '.join(CORPUS_NAMES)}, got {', '.join(unknown)}")
+        raise ConfigError(f"corpora are called {', '.join(CORPUS_NAMES)}, got {', '.join(unknown)}: name them so")
     config.check_corpora(tuple(corpora))
     draw(base, config)
     warnings: list[str] = []

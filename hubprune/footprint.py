@@ -20,7 +20,9 @@ from hubprune.criterion import Criterion, load_criterion
 from hubprune.evidence import Need, needs_of
 from hubprune.flow import Plan
 from hubprune.opening import Opening
-from hubprune.sparsity import Unstructured
+from hubprune.sparsity import Structured, Unstructured
+from hubprune.unit_criterion import UnitCriterion
+from hubprune.units import find_groups
 
 WIDE = 4  # bytes of a float32, in which statistics and scores are kept
 # Bytes for each weight of a matrix while it is chosen among: weight, score, and a sorted copy with its indices.
@@ -76,7 +78,12 @@ def peak_memory(plan: Plan) -> Memory:
     criterion = load_criterion(config)
     inside = [_numel(block) for block in find_blocks(model)[1]]
     outside = _numel(model) - sum(inside)
-    matrices = find_matrices(model, config.targets, config.ignore)
+    pattern = config.resolved_pattern()
+    if isinstance(pattern, Structured) and "layer" not in pattern.units:
+        groups = find_groups(model, pattern.units)
+        matrices = list({m.name: m for group in groups for m in group.matrices}.values())
+    else:
+        matrices = find_matrices(model, config.targets, config.ignore)
     copy, copy_outside = (max(inside) * running, outside * running) if running != itemsize else (0, 0)
     steps = [
         max(parameter.numel() for parameter in model.parameters()) * (itemsize + CHECKING),
@@ -85,7 +92,6 @@ def peak_memory(plan: Plan) -> Memory:
         copy_outside + _head(plan) if criterion.gradients else 0,
     ]
     generations = {name: len(inside) + 2 for name in _names(plan, criterion.gradients)}
-    pattern = config.resolved_pattern()
     on_all = isinstance(pattern, Unstructured) and pattern.scope == "model"
     others = 2 if criterion.gradients or on_all else 1
     return Memory(
@@ -107,7 +113,7 @@ def _running(base: Opening) -> int:
 
 
 def _needs(plan: Plan, criterion: Criterion) -> tuple[Need, ...]:
-    return needs_of(criterion, scores=True, compensation=plan.config.resolved_application() == "compensate")
+    return needs_of(criterion, scores=True, compensation=plan.config.repairs())
 
 
 def _names(plan: Plan, *wanted: str | None) -> set[str]:
@@ -118,7 +124,8 @@ def _names(plan: Plan, *wanted: str | None) -> set[str]:
 def boundaries(plan: Plan) -> dict[str, int]:
     """Bytes of what the sequences of each corpus look like at one block boundary, for the corpora that are run."""
     criterion = load_criterion(plan.config)
-    run = _names(plan, criterion.gradients, *(name for _, name in _needs(plan, criterion)))
+    observed = criterion.observed if isinstance(criterion, UnitCriterion) else ()
+    run = _names(plan, criterion.gradients, *observed, *(name for _, name in _needs(plan, criterion)))
     width = int(plan.base.config.get_text_config().hidden_size)
     return {name: plan.corpora[name].facts.tokens * width * _running(plan.base) for name in run}
 

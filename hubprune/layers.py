@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from hubprune import masks, ranks
@@ -14,6 +13,7 @@ from hubprune.activations import Activations
 from hubprune.allocation import weights_in
 from hubprune.calibration import Corpus
 from hubprune.choosing import PRUNE, QUANTILES, note_fields
+from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.facts import UnitFacts, pack_removed
 from hubprune.replay import Replay
 from hubprune.sweeps import Sweeps
@@ -22,16 +22,18 @@ from hubprune.work import Journal
 
 def block_influence(
     replay: Replay,
+    criterion: BlockInfluence,
     corpora: Mapping[str, Corpus],
     batch_size: int,
     *,
     activations: Activations | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Measure ``1 - E[cos(x_in, x_out)]`` of every block over all tokens, ``(blocks,)``; higher = keep.
+    """Score every block over all tokens, ``(blocks,)``; higher = keep.
 
     Args:
         replay: The engine, entered.
+        criterion: The rule.
         corpora: This process' part of the text.
         batch_size: Sequences in a forward pass.
         activations: Where activations are put away.
@@ -47,20 +49,27 @@ def block_influence(
         total = torch.zeros(2, dtype=torch.float64)
         for name, stream in streams.items():
             for left, right in zip(before[name], stream.front, strict=True):
-                alike = F.cosine_similarity(left.tensor().float(), right.tensor().float(), dim=-1)
-                total += torch.tensor([float(alike.double().sum()), alike.numel()], dtype=torch.float64)
-        alike_sum, tokens = ranks.add_up(total).tolist()
-        found.append(1.0 - alike_sum / tokens)
+                turned = criterion.turned(left.tensor(), right.tensor())
+                total += torch.tensor([float(turned.sum()), turned.numel()], dtype=torch.float64)
+        turned_sum, tokens = ranks.add_up(total).tolist()
+        found.append(turned_sum / tokens)
     return torch.tensor(found)
 
 
 def choose_layers(
-    replay: Replay, corpora: Mapping[str, Corpus], batch_size: int, removed: int, journal: Journal, **keywords: Any
+    replay: Replay,
+    criterion: BlockInfluence,
+    corpora: Mapping[str, Corpus],
+    batch_size: int,
+    removed: int,
+    journal: Journal,
+    **keywords: Any,
 ) -> UnitFacts:
     """Choose the layers that go, and write the others down.
 
     Args:
         replay: The engine, entered.
+        criterion: The rule.
         corpora: Calibration text.
         batch_size: Sequences in a forward pass.
         removed: How many go.
@@ -72,7 +81,7 @@ def choose_layers(
         (facts,) = note_fields(notes[0], "units", UnitFacts)
     else:
         mine = {name: corpus.share() for name, corpus in corpora.items()}
-        scores = block_influence(replay, mine, batch_size, **keywords)
+        scores = block_influence(replay, criterion, mine, batch_size, **keywords)
         keep = masks.keep_block(scores[None], removed)[0]
         quantiles = scores.quantile(torch.tensor(list(QUANTILES.values()))).tolist()
         summary = {**dict(zip(QUANTILES, quantiles, strict=True)), "threshold": float(scores[~keep].max())}

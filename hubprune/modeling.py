@@ -49,6 +49,8 @@ class PrunerMixin:
         pruning_config: PruningConfig | Mapping[str, Any] | None = None,
         general: Any = None,
         domain: Any = None,
+        language: Any = None,
+        task: Any = None,
         evaluation: str | Mapping[str, Any] | None = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
         progress: bool = True,
@@ -63,10 +65,13 @@ class PrunerMixin:
             model_args: Passed on to transformers.
             pruning_config: What to prune and how; or give its fields as keywords (``method="d-pruner"``,
                 ``sparsity=0.5``, ``pattern="2:4"``, ...).
-            general: General text: a preset (``"general"``), a data set ``"repo[@revision][:config[:split]]"``,
-                several joined with ``+``, a local file, a ``CorpusConfig``, a list of strings, or token ids
-                ``(n, T)``.
+            general: General text: a preset (``"general"``), a data set ``"repo[@revision][:config[:split]]"`` with
+                ``"?column=value"`` to pick rows, several joined with ``+``, a local file, a ``CorpusConfig``, a list
+                of strings, or token ids ``(n, T)``.
             domain: Text of the domain, likewise (``"medical"``, ``"legal"``, ``"code"``, ``"math"``, ...).
+            language: Text in the language, likewise (``"org/texts:default:train?lang=de"``).
+            task: Text of the task, likewise; where its sources say what the answer is, as presets do, a sequence is
+                one example, whose answer tokens are known.
             evaluation: ``"auto"`` measures perplexity on the held-out splits of the calibration sets; or text by
                 label, or None.
             tokenizer: Tokenizer, where it is not the base's.
@@ -88,7 +93,9 @@ class PrunerMixin:
         asked, settings, kwargs = _sort_keywords(kwargs)
         config = _merge_config(pruning_config, asked)
         corpora = {
-            name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None
+            name: value
+            for name, value in zip(CORPUS_NAMES, (general, domain, language, task), strict=True)
+            if value is not None
         }
         opening = Opening(base, kwargs.pop("revision", None), kwargs)
         done = getattr(opening.config, "hubprune", None)

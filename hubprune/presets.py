@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What is done to the weights; only units can be removed.
 Application = Literal["zero", "compensate", "remove"]
 APPLICATIONS: tuple[str, ...] = ("zero", "compensate", "remove")
 
@@ -222,6 +223,9 @@ METHODS: dict[str, Method] = {
     )
 }
 
+# Those that choose single weights.
+WEIGHT_METHODS: dict[str, Method] = {name: method for name, method in METHODS.items() if method.unit == "weight"}
+
 
 @dataclass(frozen=True)
 class SourceRow:
@@ -232,11 +236,14 @@ class SourceRow:
         weight: Share of the samples, relative to the other sources of the preset.
         template: Text with ``{column}`` fields, dots for nested ones; inner braces are filled first, so that
             ``{holding_{label}}`` is the column that the label names. None: the text column is found by name.
+        answer: The end of the template that answers what stands before it; its first field is what examples are told
+            apart by. None: it is all text.
     """
 
     dataset: str
     weight: float = 1.0
     template: str | None = None
+    answer: str | None = None
 
 
 # Task-formatted text, prompt + answer + a sentence that explains the answer, is what D-Pruner calibrates on
@@ -252,19 +259,21 @@ CORPORA: dict[str, tuple[SourceRow, ...]] = {
             "qiaojin/PubMedQA:pqa_labeled:train",
             0.6,
             "Abstract: {context.contexts}\nQuestion: {question}\nAnswer: {final_decision}. {long_answer}",
+            "{final_decision}. {long_answer}",
         ),
-        SourceRow("lavita/MedQuAD:default:train", 0.4, "Question: {question}\nAnswer: {answer}"),
+        SourceRow("lavita/MedQuAD:default:train", 0.4, "Question: {question}\nAnswer: {answer}", "{answer}"),
     ),
     "legal": (
         SourceRow(
             "casehold/casehold:all:train",
             0.5,
             "{citing_prompt}\nHolding: {holding_{label}}",
+            "{holding_{label}}",
         ),
-        SourceRow("FiscalNote/billsum:default:train", 0.5, "{text}\nSummary: {summary}"),
+        SourceRow("FiscalNote/billsum:default:train", 0.5, "{text}\nSummary: {summary}", "{summary}"),
     ),
-    "code": (SourceRow("google-research-datasets/mbpp:full:train", 1.0, '"""{text}"""\n{code}'),),
-    "math": (SourceRow("openai/gsm8k:main:train", 1.0, "Question: {question}\nAnswer: {answer}"),),
+    "code": (SourceRow("google-research-datasets/mbpp:full:train", 1.0, '"""{text}"""\n{code}', "{code}"),),
+    "math": (SourceRow("openai/gsm8k:main:train", 1.0, "Question: {question}\nAnswer: {answer}", "{answer}"),),
 }
 
 # The text of these data sets is made from several columns, so naming one alone is enough.
@@ -273,4 +282,9 @@ TEMPLATES: dict[str, str] = {
     for rows in CORPORA.values()
     for row in rows
     if row.template is not None
+}
+
+# Which end of these templates is the answer.
+ANSWERS: dict[str, str] = {
+    row.dataset.partition(":")[0]: row.answer for rows in CORPORA.values() for row in rows if row.answer is not None
 }

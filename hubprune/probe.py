@@ -29,7 +29,7 @@ from hubprune.flow import Plan
 from hubprune.footprint import boundaries
 from hubprune.opening import Opening
 from hubprune.pruner import prune
-from hubprune.sparsity import NM
+from hubprune.sparsity import NM, Structured
 
 # The longest sequence that is measured, and the vocabulary it is drawn from.
 LONGEST, VOCABULARY = 256, 512
@@ -58,10 +58,13 @@ def seconds(plan: Plan) -> float:
     """Estimate the time of the pruning itself. Downloads nothing; the state of torch's generators stays as it was."""
     environment.return_memory_at_once()  # as in a run
     base, config = plan.base, plan.config
+    config = _cutting_nothing(config)
     kinds = {matrix.kind for matrix in find_matrices(base.outline, config.targets, config.ignore)}
     texts = {name: corpus.facts for name, corpus in plan.corpora.items()}
     length = min([LONGEST, *(facts.sequence_length for facts in texts.values())])
-    probe = _Probe(base, dataclasses.replace(config, targets=tuple(sorted(kinds)), ignore=()), tuple(texts), length)
+    if not isinstance(config.resolved_pattern(), Structured):
+        config = dataclasses.replace(config, targets=tuple(sorted(kinds)), ignore=())
+    probe = _Probe(base, config, tuple(texts), length)
     blocks = find_blocks(base.outline)[1]
     size = _size(blocks[0])
     halvings = probe.halvings(size)
@@ -79,6 +82,17 @@ def seconds(plan: Plan) -> float:
     if wanted is not None:
         found += _head(base) * sum(facts.tokens for name, facts in texts.items() if wanted in ("all", name))
     return found
+
+
+def _cutting_nothing(config: PruningConfig) -> PruningConfig:
+    """The same work on a block, without a smaller model at the end; layers are only looked at."""
+    pattern = config.resolved_pattern()
+    if not isinstance(pattern, Structured):
+        return config
+    if "layer" in pattern.units:
+        return PruningConfig("wanda", batch_size=config.batch_size, seed=config.seed)
+    application = "compensate" if config.repairs() else "zero"
+    return dataclasses.replace(config, application=application, repair=None, multiple=1, share_of="units")
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -17,6 +17,7 @@ from hubprune.architecture import Matrix, check_pattern_fits, check_supported, d
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
+from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, UsageError
 from hubprune.facts import Totals
@@ -55,8 +56,8 @@ def prune(
         model: The model. Where its blocks are on disk, the result goes to the journal's folder.
         tokenizer: Its tokenizer; None when every corpus is given as token ids.
         config: What to prune and how.
-        corpora: Calibration text by name (``general``, ``domain``): a ``Corpus``, token ids ``(n, T)``, or what
-            ``from_pretrained`` takes.
+        corpora: Calibration text by name (``general``, ``domain``, ``language``, ``task``): a ``Corpus``, token ids
+            ``(n, T)``, or what ``from_pretrained`` takes.
         criterion: A criterion of your own, instead of the config's method.
         progress: Whether to show a progress bar.
         journal: Where finished blocks are written down; None for nowhere.
@@ -161,7 +162,8 @@ class _Work:
         size = self.config.batch_size
         if self.layers:
             kept = {"activations": activations, "progress": progress}
-            report.units = [choose_layers(replay, corpora, size, self.layers, journal, **kept)]
+            assert isinstance(self.criterion, BlockInfluence)  # the config lets no other one remove layers
+            report.units = [choose_layers(replay, self.criterion, corpora, size, self.layers, journal, **kept)]
             return
         chooser: Chooser
         if self.units:

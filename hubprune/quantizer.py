@@ -31,6 +31,8 @@ class PruneOnLoadConfig(QuantizationConfigMixin):
     Args:
         general: General text, as ``AutoPrunedModelForCausalLM.from_pretrained`` takes it (token ids excepted).
         domain: Text of the domain, likewise.
+        language: Text in the language, likewise.
+        task: Text of the task, likewise.
         evaluation: ``"auto"`` for the held-out splits of the calibration sets, text by label, or None.
         num_samples: Sequences of each corpus; None for the default.
         sequence_length: Tokens in a sequence; None for the default.
@@ -45,6 +47,8 @@ class PruneOnLoadConfig(QuantizationConfigMixin):
         self,
         general: Any = None,
         domain: Any = None,
+        language: Any = None,
+        task: Any = None,
         evaluation: str | Mapping[str, Any] | None = "auto",
         num_samples: int | None = None,
         sequence_length: int | None = None,
@@ -55,8 +59,11 @@ class PruneOnLoadConfig(QuantizationConfigMixin):
         self.quant_method = METHOD_NAME  # type: ignore[assignment]
         self.pruning = PruningConfig.from_dict(pruning)
         self.settings = {"num_samples": num_samples, "sequence_length": sequence_length, "seed": self.pruning.seed}
-        given = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
-        self.corpora: dict[str, CorpusConfig] = {n: parse_corpus(value, **self.settings) for n, value in given.items()}
+        self.corpora: dict[str, CorpusConfig] = {
+            name: parse_corpus(value, **self.settings)
+            for name, value in zip(CORPUS_NAMES, (general, domain, language, task), strict=True)
+            if value is not None
+        }
         self.evaluation = evaluation
         self.token = token
         self.pruning.check_corpora(tuple(self.corpora))

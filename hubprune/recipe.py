@@ -10,7 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hubprune.config import PruningConfig
-from hubprune.corpora import SourceConfig, parse_source
+from hubprune.corpora import SourceConfig, filter_text, joins_documents, parse_corpus, parse_source
 from hubprune.facts import CorpusFacts, SourceFacts
 from hubprune.presets import CORPORA, METHODS
 from hubprune.report import PruningReport
@@ -51,21 +51,23 @@ def _spec(source: SourceFacts) -> str | None:
         text += f"@{source.commit}"
     if source.config or source.split:
         text += f":{source.config or ''}" + (f":{source.split}" if source.split else "")
-    wanted = SourceConfig(
-        public(source.dataset), source.config, source.split, source.commit, source.template, source.text_column
-    )
-    return text if "+" not in text and parse_source(text) == wanted else None
+    text += filter_text(source.filters)
+    read = parse_source(text)
+    told = {**_told(read), "revision": read.revision, "weight": source.weight}
+    wanted = {**_told(source), "dataset": public(source.dataset), "revision": source.commit}
+    return text if "+" not in text and told == wanted else None
+
+
+def _told(source: SourceFacts | SourceConfig) -> dict[str, Any]:
+    """What was asked for, but for the revision."""
+    names = ("dataset", "config", "split", "template", "text_column", "weight", "answer")
+    return {name: getattr(source, name) for name in names} | {"filters": tuple(source.filters)}
 
 
 def _preset(corpus: CorpusFacts) -> str | None:
     """The preset that names exactly these sources, None when there is none."""
-    used = [
-        SourceConfig(s.dataset, s.config, s.split, None, s.template, s.text_column, s.weight) for s in corpus.sources
-    ]
-    for name, rows in CORPORA.items():
-        if used == [parse_source(row.dataset, template=row.template, weight=row.weight) for row in rows]:
-            return name
-    return None
+    used = [_told(source) for source in corpus.sources]
+    return next((name for name in CORPORA if used == [_told(s) for s in parse_corpus(name).sources]), None)
 
 
 def _short(corpus: CorpusFacts) -> str | None:
@@ -82,9 +84,14 @@ def _shared(corpora: Sequence[CorpusFacts]) -> dict[str, int] | None:
     if not corpora:
         return {}
     found = {(c.num_sequences, c.sequence_length) for c in corpora}
-    if len(found) > 1 or not all(c.packing and c.seed == 0 for c in corpora):
+    if len(found) > 1 or not all(_usual_packing(c) and c.seed == 0 for c in corpora):
         return None
     return {"num_samples": corpora[0].num_sequences, "sequence_length": corpora[0].sequence_length}
+
+
+def _usual_packing(corpus: CorpusFacts) -> bool:
+    """Whether a corpus was packed as it is where nobody says."""
+    return corpus.packing == joins_documents(corpus.name, [source.answer for source in corpus.sources])
 
 
 def _corpus_expression(corpus: CorpusFacts) -> str:
@@ -98,19 +105,27 @@ def _corpus_expression(corpus: CorpusFacts) -> str:
             "revision": source.commit,
             "template": source.template,
             "text_column": source.text_column,
+            "filters": tuple(source.filters) or None,
+            "answer": source.answer,
         }
         given = {"dataset": public(source.dataset)} | {
             key: value for key, value in fields.items() if value is not None
         }
         items.append(_call("SourceConfig", given | ({"weight": source.weight} if source.weight != 1 else {})))
     counts = f"num_samples={corpus.num_sequences}, sequence_length={corpus.sequence_length}"
-    return f"CorpusConfig(sources=({', '.join(items)},), {counts}, packing={corpus.packing}, seed={corpus.seed})"
+    packing = "" if _usual_packing(corpus) else f", packing={corpus.packing}"
+    return f"CorpusConfig(sources=({', '.join(items)},), {counts}{packing}, seed={corpus.seed})"
+
+
+# Settings that are given as plain keywords and as options of the command line.
+PLAIN = ("method", "sparsity", "pattern", "unit", "share_of", "application", "multiple")
 
 
 def _config_arguments(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The settings that differ from the defaults, the method first; whether the plain keywords say it all."""
     defaults = PruningConfig().to_dict()
-    plain = {key: config[key] for key in ("method", "sparsity", "pattern") if config.get(key) is not None}
+    plain = {key: config[key] for key in PLAIN if config.get(key) is not None}
+    plain = {key: value for key, value in plain.items() if key == "method" or value != defaults[key]}
     rest = {
         key: value for key, value in config.items() if key in defaults and key not in plain and value != defaults[key]
     }

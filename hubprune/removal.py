@@ -215,7 +215,7 @@ def check_legal(model: PreTrainedModel, groups: Sequence[Group], left: Mapping[s
         return smaller_outline(model, groups, left)
     except UnsupportedModelError as error:
         legal = legal_kv_counts(model) if any(group.unit == "kv_group" for group in groups) else []
-        if not legal:
+        if len(legal) < 2:
             raise ConfigError(f"{error}: remove FFN neurons, or mask (application='zero')") from None
         total = legal[-1]
         shares = ", ".join(f"{count} (sparsity {1 - count / total:.4g})" for count in legal[:-1]) or "none"

@@ -228,8 +228,8 @@ def prune(
         tokenizer: Its tokenizer. For a model in memory, None when every corpus is given as token ids; for one by its
             name, None for its own.
         config: What to prune and how.
-        corpora: Calibration text by name (``general``, ``domain``): a ``Corpus``, token ids ``(n, T)``, or what
-            ``from_pretrained`` takes.
+        corpora: Calibration text by name (``general``, ``domain``, ``language``, ``task``): a ``Corpus``, token ids
+            ``(n, T)``, or what ``from_pretrained`` takes.
         criterion: For a model in memory, a criterion of your own instead of the config's method.
         progress: Whether to show a progress bar.
         out: Folder to write, for a model by its name.

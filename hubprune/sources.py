@@ -1,7 +1,8 @@
 """Where text comes from: a source is checked, and its rows become documents.
 
 A row becomes text in one of four ways, the first that applies: the template that was given, the column that was
-named, a conversation put through the tokenizer's chat template, or the text column found by its name.
+named, a conversation put through the tokenizer's chat template, or the text column found by its name. Only rows that
+pass the filters of the source become text.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hubprune import hub
-from hubprune.corpora import SourceConfig
+from hubprune.corpora import SourceConfig, filter_text
 from hubprune.errors import CorpusError, NotFoundError, did_you_mean
-
-Row = Mapping[str, Any]
+from hubprune.filling import Row, as_text, column_of, fill_template, look_up, split_template
 
 # Names of the column that holds the text, the most telling first.
 TEXT_COLUMNS = ("text", "content", "sentence", "document", "article", "passage", "body")
@@ -29,6 +29,8 @@ CHAT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": 
 # Texts of fewer words, such as headings and one-word answers, recur everywhere: that two data sets share one says
 # nothing.
 TELLING_WORDS = 5
+# Values of a column that are named where a filter finds none, and the characters of each.
+VALUES_SHOWN, VALUE_CHARACTERS = 8, 40
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class Document:
         text: The text.
         bare: Whether special tokens are still to be added; a chat template has put in its own.
         keys: What the text, and the row it comes from, are recognised by.
+        answer: Character at which the answer begins; None for a text without one.
+        label: What the first field of the answer was filled with.
     """
 
     text: str
     bare: bool = True
     keys: tuple[str, ...] = ()
+    answer: int | None = None
+    label: str = ""
 
 
 def text_key(text: str) -> tuple[str, ...]:
@@ -74,11 +80,13 @@ def resolve_source(source: SourceConfig, *, token: str | bool | None = None) -> 
         The source and its commit; None for files.
 
     Raises:
-        CorpusError: There is no such data set, file, configuration or split; the message lists what there is.
+        CorpusError: There is no such data set, file, configuration or split; the message lists what there is. Or a
+            filter or a template is written wrongly.
         AccessError, OfflineError: As ``hub.resolve_dataset``.
     """
     if source.template is not None:
-        parse_template(source.template)
+        split_template(source.template, source.answer)
+    _check_filters(source)
     path = hub.local_file(source)
     if path is not None:
         _check_file(source, path)
@@ -116,6 +124,20 @@ def _check_file(source: SourceConfig, path: Path) -> None:
         )
 
 
+def _check_filters(source: SourceConfig) -> None:
+    columns = [column for column, _ in source.filters]
+    if len({*columns}) < len(columns):
+        raise CorpusError(
+            f"a filter names a column once, since a row must pass all of them, got {filter_text(source.filters)} for "
+            f"{source.dataset}: join the data set with itself by '+' for several values"
+        )
+    if "?" in source.dataset and hub.local_file(source) is None:
+        raise CorpusError(
+            f"rows are picked with 'repo:config:split?column=value&column2=value2', got {source.dataset!r}: write a "
+            "column and a value"
+        )
+
+
 def documents(
     source: SourceConfig,
     tokenizer: Any,
@@ -136,29 +158,80 @@ def documents(
         token: Token of the Hub.
 
     Raises:
-        CorpusError: The rows cannot be read, or have no such column; the message lists those there are.
+        CorpusError: The rows cannot be read, or have no such column; the message lists those there are. Or no row
+            passes the filters; the message lists values that there are.
         AccessError, OfflineError: As ``hub.open_rows``.
     """
     write: Callable[[Row], Document | None] | None = None
+    sieve = _Sieve(source)
     rows = hub.open_rows(source, commit=commit, streaming=streaming, seed=seed, token=token)
     for _, row in rows:
+        if not sieve.passes(row):
+            continue
         write = write or _writer(source, row, tokenizer)
         document = write(row)
         if document is not None and document.text.strip():
             yield replace(document, keys=(*text_key(document.text), row_key(source, row)))
+    sieve.refuse_nothing()
+
+
+@dataclass
+class _Sieve:
+    """Lets those rows of a source pass whose columns have the values asked for."""
+
+    source: SourceConfig
+    passed: bool = False
+    seen: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def passes(self, row: Row) -> bool:
+        """Compare as text; until a row has passed, remember the values met."""
+        name = self.source.dataset
+        found = {
+            column: as_text(look_up(row, column, name), column, name).strip() for column, _ in self.source.filters
+        }
+        passes = all(found[column] == value.strip() for column, value in self.source.filters)
+        self.passed = self.passed or passes
+        if not self.passed:
+            for column, value in found.items():
+                values = self.seen.setdefault(column, {})
+                if len(values) <= VALUES_SHOWN:
+                    values[value] = None
+        return passes
+
+    def refuse_nothing(self) -> None:
+        """Say which values there are where no row has passed.
+
+        Raises:
+            CorpusError: No row has passed, though there were some.
+        """
+        if self.passed or not self.seen:
+            return
+        asked = " and ".join(f"{column}={value!r}" for column, value in self.source.filters)
+        there = "; ".join(f"{column} is {_listed(list(values))}" for column, values in self.seen.items())
+        raise CorpusError(f"{self.source.dataset} has no row with {asked}: pick among those there are; {there}")
+
+
+def _listed(values: Sequence[str]) -> str:
+    shown = [repr(value[:VALUE_CHARACTERS]) for value in sorted(values[:VALUES_SHOWN])]
+    return ", ".join(shown) + (" and others" if len(values) > VALUES_SHOWN else "")
 
 
 def _writer(source: SourceConfig, row: Row, tokenizer: Any) -> Callable[[Row], Document | None]:
     """Choose by the first row how rows become text."""
     name = source.dataset
     if source.template is not None:
-        template = parse_template(source.template)
-        return lambda row: _filled(template, row, name)
+        question, answer = split_template(source.template, source.answer)
+
+        def fill(row: Row) -> Document | None:
+            filled = fill_template(question, answer, row, name)
+            return Document(filled.text, answer=filled.answer, label=filled.label) if filled else None
+
+        return fill
     column = source.text_column or _text_column(row, name)
 
     def write(row: Row) -> Document:
-        value = _column(row, column, name)
-        return _chat(value, tokenizer, column, name) if _is_chat(value) else Document(_as_text(value, column, name))
+        value = column_of(row, column, name)
+        return _chat(value, tokenizer, column, name) if _is_chat(value) else Document(as_text(value, column, name))
 
     return write
 
@@ -175,12 +248,6 @@ def _text_column(row: Row, name: str) -> str:
         f"{name} has no column that is known to hold text ({', '.join(TEXT_COLUMNS)}): give text_column, or a "
         f"template such as '{{{(strings or list(row) or ['column'])[0]}}}'; its columns are {', '.join(row)}"
     )
-
-
-def _column(row: Row, column: str, name: str) -> Any:
-    if column not in row:
-        raise CorpusError(f"{name} has no column {column!r}; its columns are {', '.join(row)}")
-    return row[column]
 
 
 def _is_chat(value: Any) -> bool:
@@ -205,102 +272,3 @@ def _chat(turns: Any, tokenizer: Any, column: str, name: str) -> Document:
         return Document(tokenizer.apply_chat_template(messages, tokenize=False), bare=False)
     except Exception as error:  # a chat template is a program, and says what it will not take in any way it likes
         raise CorpusError(f"the tokenizer's chat template refuses a conversation of {name}: {error}") from error
-
-
-def _as_text(value: Any, column: str, name: str) -> str:
-    """Write a value: numbers as they are, lists one item a line, nothing for None."""
-    if isinstance(value, list | tuple):
-        return "\n".join(_as_text(item, column, name) for item in value if item is not None)
-    if isinstance(value, str | int | float):
-        return str(value)
-    if value is None:
-        return ""
-    if isinstance(value, Mapping) and value:
-        remedy = f" with the fields {', '.join(value)}: name one, as in '{{{column}.{next(iter(value))}}}'"
-    else:
-        remedy = ", which is no text: name another column"
-    raise CorpusError(f"column {column!r} of {name} is a {type(value).__name__}{remedy}")
-
-
-@dataclass(frozen=True)
-class Field:
-    """A place in a template; its name may hold places itself, which are filled first."""
-
-    name: tuple[str | Field, ...]
-
-
-Template = Sequence[str | Field]
-
-
-def parse_template(text: str) -> Template:
-    """Read a template: ``{column}``, ``{nested.field}``, ``{holding_{label}}``; ``{{`` and ``}}`` stand for braces.
-
-    Raises:
-        CorpusError: A brace has no partner, or a place no name.
-    """
-    parts, end = _parse(text, 0, inside=False)
-    if end < len(text):
-        raise CorpusError(
-            f"template {text!r} closes a brace that was not opened (character {end + 1}): write '}}}}' for '}}'"
-        )
-    if not any(isinstance(part, Field) for part in parts):
-        raise CorpusError(f"a template names at least one column in braces, such as '{{text}}', got {text!r}")
-    return parts
-
-
-def _parse(text: str, start: int, *, inside: bool) -> tuple[tuple[str | Field, ...], int]:
-    parts: list[str | Field] = []
-    position = start
-    while position < len(text):
-        character = text[position]
-        if not inside and text[position : position + 2] in ("{{", "}}"):
-            position += 1
-        elif character == "}":
-            break
-        elif character == "{":
-            name, position = _parse(text, position + 1, inside=True)
-            if position == len(text) or not name:
-                raise CorpusError(f"template {text!r} has a brace without a partner, or without a name in it: mend it")
-            parts.append(Field(name))
-            position += 1
-            continue
-        parts.append(character)
-        position += 1
-    return tuple(parts), position
-
-
-def _filled(template: Template, row: Row, name: str) -> Document | None:
-    """Fill a template; None when every place in it is empty."""
-    values = [_fill(part, row, name) if isinstance(part, Field) else "" for part in template]
-    if not any(value.strip() for value in values):
-        return None
-    return Document("".join(v if isinstance(p, Field) else p for p, v in zip(template, values, strict=True)))
-
-
-def _fill(place: Field, row: Row, name: str) -> str:
-    path = "".join(_fill(part, row, name) if isinstance(part, Field) else part for part in place.name)
-    return _as_text(_look_up(row, path, name), path, name)
-
-
-def _look_up(row: Row, path: str, name: str) -> Any:
-    """Follow a dotted path; a name in a list of records picks that field of each, a number one item."""
-    if path in row:
-        return row[path]
-    first, *rest = path.split(".")
-    value = _column(row, first, name)
-    for key in rest:
-        if isinstance(value, list) and key.isdecimal():
-            value = value[int(key)] if int(key) < len(value) else None
-        elif isinstance(value, list):
-            value = [_member(item, key, path, name) for item in value]
-        elif value is not None:
-            value = _member(value, key, path, name)
-    return value
-
-
-def _member(value: Any, key: str, path: str, name: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise CorpusError(f"{name} has no field {path!r}: {key!r} is asked of a {type(value).__name__}")
-    if key not in value:
-        raise CorpusError(f"{name} has no field {path!r}: {key!r} is not among {', '.join(value)}")
-    return value[key]

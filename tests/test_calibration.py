@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from hubprune.calibration import Corpus, _shares, corpus_from_tokens, held_out, load_corpus, refuse_overlap
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
@@ -119,10 +120,13 @@ def test_shares_add_up_exactly_and_no_source_is_left_out(num_samples, weights):
 
 def test_the_same_request_gives_the_same_tokens_and_any_change_another_fingerprint(tmp_path: Path):
     def make(**changes):
-        rows = [{"text": f"line {number} of {'many ' * (number % 7)}", "other": str(number)} for number in range(200)]
+        rows = [
+            {"text": f"line {number} of {'many ' * (number % 7)}", "other": str(number), "kind": number % 2}
+            for number in range(200)
+        ]
         file = tmp_path / "rows.jsonl"
         file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        source = SourceConfig(str(file), template=changes.pop("template", None))
+        source = SourceConfig(str(file), template=changes.pop("template", None), filters=changes.pop("filters", ()))
         settings = {"num_samples": 8, "sequence_length": 32, "seed": 1, **changes}
         return load_corpus(CorpusConfig((source,), **settings), Letters(), name="domain").facts
 
@@ -134,8 +138,10 @@ def test_the_same_request_gives_the_same_tokens_and_any_change_another_fingerpri
         make(sequence_length=33),
         make(packing=False),
         make(template="{other}"),
+        make(filters={"kind": "1"}),
     ]
-    assert len({first.fingerprint, *(facts.fingerprint for facts in variants)}) == 6
+    assert len({first.fingerprint, *(facts.fingerprint for facts in variants)}) == 7
+    assert variants[-1].sources[0].filters == [("kind", "1")]
     assert make(seed=2).token_sha256 != first.token_sha256
 
 
@@ -168,6 +174,15 @@ def test_held_out_is_the_test_split_pinned_to_the_commit(demo_hub):
     assert (test.num_samples, test.sequence_length) == (7, 64)
     assert held_out(parse_corpus(f"{GENERAL}:default:test"), num_samples=7) is None
     assert held_out(parse_corpus(["a text"]), num_samples=7) is None
+
+
+@pytest.mark.real
+def test_filters_and_answers_hold_for_held_out_splits(real_hub):
+    config = parse_corpus("hubprune-real/meqsum:default:train?id=1-131188152.xml.txt+openai/gsm8k:main:train")
+    test = held_out(config, num_samples=3)
+    assert [source.split for source in test.sources] == ["test", "test"]
+    assert [source.filters for source in test.sources] == [(("id", "1-131188152.xml.txt"),), ()]
+    assert test.sources[1].answer == "{answer}"
 
 
 def test_held_out_of_a_file_is_none(tmp_path: Path):
@@ -220,6 +235,125 @@ def test_token_ids_are_taken_as_they_are():
     assert (corpus.facts.name, corpus.facts.num_sequences, corpus.facts.tokens) == ("domain", 3, 12)
     with pytest.raises(CorpusError, match="shares 1 of its documents"):
         refuse_overlap([corpus], [corpus_from_tokens(tokens[2:], "test")])
+
+
+# Examples
+
+ROWS = [("ab?", "yes"), ("cdef?", "no"), ("?", "yes"), ("gh?", "maybe so, though")]
+
+
+def task_file(folder: Path) -> SourceConfig:
+    file = folder / "task.jsonl"
+    file.write_text("".join(json.dumps({"q": q, "a": a}) + "\n" for q, a in ROWS), encoding="utf-8")
+    return SourceConfig(str(file), template="{q} {a}.", answer="{a}.")
+
+
+def read_task(sources, name="task", **settings):
+    config = CorpusConfig(sources, **{"num_samples": 4, "sequence_length": 9, **settings})
+    return load_corpus(config, Letters(), name=name, at_most=True)
+
+
+def test_a_task_is_read_as_examples_whose_answers_stay_whole(tmp_path: Path):
+    corpus = read_task(task_file(tmp_path))
+    found = zip(ids(corpus), corpus.answers, corpus.labels, strict=True)
+    assert sorted(found) == sorted(
+        [(letters("ab? yes."), 5, "yes"), (letters("def? no."), 6, "no"), (letters("? yes."), 3, "yes")]
+    )
+    facts = corpus.facts
+    assert (facts.packing, facts.examples, facts.distinct_answers, facts.passed_over) == (False, 3, 2, 1)
+    assert facts.sources[0].answer == "{a}."
+    assert facts.sources[0].rows == 3
+
+
+def test_only_a_task_is_read_as_examples_unless_said(tmp_path: Path):
+    source = task_file(tmp_path)
+    for corpus in (read_task(source, name="domain"), read_task(source, packing=True)):
+        assert corpus.facts.packing
+        assert (corpus.answers, corpus.labels, corpus.facts.examples) == ((), (), 0)
+    assert len(read_task(source, name="domain", packing=False).answers) == 3
+    plain = read_task(SourceConfig(source.dataset, template=source.template))
+    assert plain.facts.packing
+    assert plain.answers == ()
+
+
+def test_a_task_of_which_some_sources_have_no_answer_is_refused(tmp_path: Path):
+    source = task_file(tmp_path)
+    mixed = (source, SourceConfig(source.dataset, template="{q}"))
+    for packing in (None, False):
+        with pytest.raises(
+            CorpusError, match=r"all sources of a task have an answer or none, and .*task.jsonl has none"
+        ):
+            read_task(mixed, packing=packing)
+    assert read_task(mixed, packing=True).answers == ()
+    assert read_task(mixed, name="domain").answers == ()
+
+
+def test_answers_are_part_of_the_fingerprint_and_keep_their_place_under_another_name(tmp_path: Path):
+    source = task_file(tmp_path)
+    corpus, wider = (
+        read_task(given) for given in (source, SourceConfig(source.dataset, template="{q} {a}.", answer=" {a}."))
+    )
+    assert corpus.facts.token_sha256 == wider.facts.token_sha256
+    assert [at - 1 for at in sorted(corpus.answers)] == sorted(wider.answers)
+    moved = Corpus(corpus.name, corpus.sequences, corpus.facts, corpus.keys, wider.answers, corpus.labels)
+    renamed, other = corpus.named("mine"), moved.named("mine")
+    assert (renamed.answers, renamed.labels) == (corpus.answers, corpus.labels)
+    assert renamed.facts.examples == 3
+    assert len({corpus.facts.fingerprint, renamed.facts.fingerprint, other.facts.fingerprint}) == 3
+    assert renamed.named("task").facts == corpus.facts
+
+
+def test_examples_whose_answers_all_are_too_long_are_told(tmp_path: Path):
+    source = task_file(tmp_path)
+    with pytest.raises(CorpusError, match=r"4 examples were passed over, since their answer alone is longer .* 3 tok"):
+        read_task(source, sequence_length=3)
+
+
+def test_the_demo_is_a_task_too(demo_hub):
+    tokenizer = AutoTokenizer.from_pretrained("hubprune-demo/tiny-base")
+    template = {"template": "Question: {question}\nAnswer: {answer}", "answer": "{answer}"}
+    config = CorpusConfig(SourceConfig("hubprune-demo/medical", **template), num_samples=6, sequence_length=128)
+    corpus = load_corpus(config, tokenizer, name="task")
+    assert len(corpus.answers) == len(corpus.labels) == 6
+    for sequence, at, label in zip(corpus.sequences, corpus.answers, corpus.labels, strict=True):
+        assert tokenizer.decode(sequence[at:], skip_special_tokens=True).strip() == label
+        assert tokenizer.decode(sequence[:at]).endswith("Answer:")
+
+
+@pytest.mark.real
+def test_real_tasks_end_in_their_answers(real_hub):
+    tokenizer = AutoTokenizer.from_pretrained("hubprune-real/tri-domain-6m")
+    asked = {"num_samples": 40, "sequence_length": 200}
+    corpus = load_corpus("qiaojin/PubMedQA:pqa_labeled", tokenizer, name="task", **asked)
+    assert set(corpus.labels) == {"yes", "no", "maybe"}
+    assert (corpus.facts.examples, corpus.facts.distinct_answers) == (40, 3)
+    assert max(map(len, corpus.sequences)) == 200
+    for sequence, at, label in zip(corpus.sequences, corpus.answers, corpus.labels, strict=True):
+        assert tokenizer.decode(sequence[:at]).endswith("Answer:")
+        assert tokenizer.decode(sequence[at:]).startswith(f" {label}. ")
+    two = load_corpus("openai/gsm8k:main+casehold/casehold:all", tokenizer, name="task", **asked)
+    assert len(two.answers) == 40
+    assert all("####" in tokenizer.decode(s[at:]) for s, at in zip(two.sequences[:20], two.answers, strict=False))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("streaming", [True, False])
+def test_one_language_of_a_real_set_is_read_alone(real_hub, streaming):
+    tokenizer = AutoTokenizer.from_pretrained("hubprune-real/tri-domain-6m")
+    place = "hubprune-real/xquad_contexts:default:train"
+    asked = {"num_samples": 240, "sequence_length": 512, "packing": False, "streaming": streaming}
+    german, english = (
+        load_corpus(f"{place}?lang={lang}", tokenizer, name="language", **asked) for lang in ("de", "en")
+    )
+    words = {"der", "die", "und", "in"}
+    assert all(words & set(tokenizer.decode(sequence).split()) for sequence in german.sequences)
+    assert german.facts.sources[0].filters == [("lang", "de")]
+    assert german.facts.sources[0].rows == 240
+    refuse_overlap([german], [english])
+    with pytest.raises(CorpusError, match="must give 241 sequences .* and gives 240"):
+        load_corpus(f"{place}?lang=de", tokenizer, **{**asked, "num_samples": 241})
+    with pytest.raises(CorpusError, match="no row with lang='fr': .* lang is 'de', 'en', 'es', 'th', 'zh'"):
+        load_corpus(f"{place}?lang=fr", tokenizer, **asked)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
 from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
-from hubprune.presets import CORPORA, TEMPLATES
+from hubprune.presets import ANSWERS, CORPORA, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
 from hubprune.report import PruningReport
 
@@ -47,7 +47,8 @@ def perplexity(variant: str, name: str, value: float, stderr: float, source: str
 @pytest.fixture
 def report() -> PruningReport:
     general = SourceFacts("roneneldan/TinyStories", None, "train", "b" * 40, None, 31)
-    domain = SourceFacts("qiaojin/PubMedQA", "pqa_labeled", "train", "c" * 40, TEMPLATES["qiaojin/PubMedQA"], 32)
+    name = "qiaojin/PubMedQA"
+    domain = SourceFacts(name, "pqa_labeled", "train", "c" * 40, TEMPLATES[name], 32, answer=ANSWERS[name])
     return PruningReport(
         base=BaseFacts(
             model_id="org/base",
@@ -227,8 +228,9 @@ def test_the_recipe_repeats_the_run(report: PruningReport) -> None:
     general = parse_corpus(keywords.pop("general"), num_samples=24, sequence_length=64).sources
     assert general == (SourceConfig("roneneldan/TinyStories", None, "train", "b" * 40),)
     domain = parse_corpus(keywords.pop("domain")).sources
-    template = TEMPLATES["qiaojin/PubMedQA"]
-    assert domain == (SourceConfig("qiaojin/PubMedQA", "pqa_labeled", "train", "c" * 40, template),)
+    name = "qiaojin/PubMedQA"
+    wanted = SourceConfig(name, "pqa_labeled", "train", "c" * 40, TEMPLATES[name], answer=ANSWERS[name])
+    assert domain == (wanted,)
     assert (keywords.pop("num_samples"), keywords.pop("sequence_length")) == (24, 64)
     assert PruningConfig(**keywords).to_dict() == report.config
 
@@ -248,7 +250,10 @@ def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningR
     wanted = []
     for row, source in zip(rows, parse_corpus("medical").sources, strict=True):
         wanted.append(dataclasses.replace(source, revision="e" * 40, template=row.template, weight=row.weight))
-    facts = [SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9, weight=s.weight) for s in wanted]
+    facts = [
+        SourceFacts(s.dataset, s.config, s.split, s.revision, s.template, 9, weight=s.weight, answer=s.answer)
+        for s in wanted
+    ]
     report.corpora = [CorpusFacts("domain", facts, 8, 32, 256, packing=False, seed=3)]
     text = render_card(report, REPO)
     _, keywords, _ = called_with(python_block(text, "How it was made"))
@@ -261,6 +266,33 @@ def test_templates_weights_and_other_settings_are_in_the_recipe(report: PruningR
     report.config = PruningConfig(sparsity=0.5).to_dict()
     report.corpora[0].packing, report.corpora[0].seed = True, 0
     assert "--domain medical --num-samples 8" in render_card(report, REPO)  # the preset brings the weights
+
+
+def test_filters_and_answers_are_told(report: PruningReport) -> None:
+    corpus, source = report.corpora[1], report.corpora[1].sources[0]
+    corpus.name, corpus.packing = "task", False
+    source.filters = [("lang", "de"), ("kind", "a|b")]
+    corpus.examples, corpus.distinct_answers, corpus.passed_over = 24, 3, 2
+    report.evaluation[3].sources = ["qiaojin/PubMedQA:pqa_labeled:test?lang=de"]
+    text = render_card(report, REPO)
+    rows = tables(text)["Calibration text"]
+    assert r"`pqa_labeled` `train` `?lang=de&kind=a\|b` (32 rows)" in rows[2][4]
+    assert "rows picked by `?lang=de&kind=a|b`, rows written as `Abstract:" in text
+    assert "of which `{final_decision}. {long_answer}` is the answer." in text
+    assert (
+        "The task corpus holds 24 examples, each with its answer; 3 different answers, and 2 examples were passed "
+        "over, since their answer alone is longer than a sequence." in text
+    )
+    task = parse_corpus(called_with(python_block(text, "How it was made"))[1]["task"]).sources
+    assert task[0].filters == (("lang", "de"), ("kind", "a|b"))
+    assert "?lang=de&kind=a|b'" in re.search(r"```bash\n(.*?)\n```", text)[1]
+    result = ModelCard(text).data.eval_results[1]
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == (
+        "qiaojin/PubMedQA",
+        "pqa_labeled",
+        "test",
+    )
+    assert "kept for **medical** text" in text
 
 
 def test_what_is_missing_is_said_and_not_invented() -> None:
@@ -315,6 +347,7 @@ def test_hostile_strings_break_nothing(report: PruningReport, hostile: str) -> N
     report.base.card = {"license": hostile, "tags": [hostile, {"no": "tag"}], "language": hostile}
     report.corpora[0].samples = [hostile, hostile]
     report.corpora[0].sources[0].dataset = report.corpora[1].sources[0].template = hostile
+    report.corpora[1].sources[0].filters = [(hostile, hostile)]
     report.matrices[0].kind = report.warnings[0] = report.pattern = hostile
     report.evaluation[0].corpus = report.evaluation[2].corpus = report.evaluation[2].sources[0] = hostile
     report.hardware = {hostile: hostile}

@@ -28,7 +28,7 @@ from hubprune.cli.app import build
 from hubprune.cli.prune import Request, read_request
 from hubprune.corpora import CorpusConfig, SourceConfig
 from hubprune.errors import AccessError, NotFoundError
-from hubprune.facts import Verification
+from hubprune.facts import CorpusFacts, SourceFacts, Verification
 from hubprune.fields import ALIASES
 from hubprune.presets import METHODS
 from hubprune.recipe import cli_recipe
@@ -287,6 +287,43 @@ def test_words_of_the_command_line_become_the_request(tmp_path: Path) -> None:
     wanted = {"private": False, "create_pr": True, "commit_message": "Words", "token": "t", "trust_remote_code": True}
     assert request.publishing == wanted
     assert request.dry_run
+
+
+def test_texts_have_four_names_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    german = SourceConfig("org/texts", "c", "s", filters=(("lang", "de"),))
+    words = ("base", "--method", "wanda", "--out", "x", "--eval", "org/texts:c:s?lang=en")
+    request = read(*words, "--language", "org/texts:c:s?lang=de", "--task", "openai/gsm8k:main")
+    assert request.corpora["language"].sources == (german,)
+    assert request.corpora["task"].sources[0].answer == "{answer}"
+    assert [corpus.packing for corpus in request.corpora.values()] == [None, None]
+    assert request.evaluation == {"org/texts:c:s?lang=en": "org/texts:c:s?lang=en"}
+    assert read(*words, "--task", "t", "--no-packing").corpora["task"].packing is False
+    path = write(
+        tmp_path,
+        """
+        language: {sources: {dataset: org/texts, config: c, split: s, filters: {lang: de}}}
+        task: [one text, another]
+        packing: yes
+        """,
+    )
+    filed = read(*words, "--config", path).corpora
+    assert filed["language"].sources == (german,)
+    assert filed["task"].texts == ("one text", "another")
+    assert filed["task"].packing is True
+
+
+def test_a_warning_about_shared_text_looks_at_the_filters() -> None:
+    report = prune_by_hand(tiny_model())
+    used = SourceFacts("org/texts", "c", "train", filters=[("lang", "de"), ("year", "2020")])
+    report.corpora = [CorpusFacts("language", [used]), CorpusFacts("task", [SourceFacts("org/exams")])]
+
+    def told(filters: list[tuple[str, str]]) -> int:
+        text = CorpusFacts("held", [SourceFacts("org/texts", "c", "train", filters=filters)])
+        return len(tables.calibrated_on(report, [text, text]))
+
+    assert told([]) == told([("lang", "de")]) == told([("kind", "x")]) == 1
+    assert told([("lang", "en")]) == told([("lang", "de"), ("year", "2021")]) == 0
+    assert tables.calibrated_on(None, [CorpusFacts("held", [used])]) == []
 
 
 def test_what_is_not_said_is_the_default() -> None:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.config import PruningConfig
-from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
+from hubprune.corpora import CorpusConfig, SourceConfig, filter_text, joins_documents, parse_corpus, parse_source
 from hubprune.errors import ConfigError
 from hubprune.fields import ALIASES
-from hubprune.presets import APPLICATIONS, CORPORA, METHODS, TEMPLATES
-from hubprune.sparsity import NM, SCOPES, Unstructured
+from hubprune.presets import ANSWERS, APPLICATIONS, CORPORA, METHODS, TEMPLATES, WEIGHT_METHODS
+from hubprune.sparsity import NM, SCOPES, SHARES, Unstructured
 
 
 def problems_of(kind: Any, **fields: Any) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def test_what_is_given_goes_before_the_methods_defaults() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"method": "dpruner"}, "unknown method 'dpruner': did you mean 'd-pruner'?"),
+        ({"method": "dpruner"}, "unknown method 'dpruner': did you mean 'd-pruner' or 'cus-prun'?"),
         ({"method": "zzz"}, f"unknown method 'zzz': known: {', '.join(sorted(METHODS))}"),
         ({"method": None}, f"unknown method None: known: {', '.join(sorted(METHODS))}"),
         (
@@ -71,7 +71,7 @@ def test_what_is_given_goes_before_the_methods_defaults() -> None:
             "scope applies to unstructured runs, got scope='row' with '2:4': drop one",
         ),
         ({"scope": "column"}, "scope must be one of row, block, matrix, model, got 'column'"),
-        ({"application": "shrink"}, "application must be one of zero, compensate, got 'shrink'"),
+        ({"application": "shrink"}, "application must be one of zero, compensate, remove, got 'shrink'"),
         ({"block_size": 0}, "block_size must be a whole number, at least 1 column, got 0"),
         ({"block_size": "128"}, "block_size must be a whole number, at least 1 column, got '128'"),
         ({"batch_size": 1.5}, "batch_size must be a whole number, at least 1 sequence, got 1.5"),
@@ -207,6 +207,14 @@ def test_a_missing_corpus_is_told_with_what_can_be_given() -> None:
             "org/set@refs/convert/parquet::train",
             SourceConfig("org/set", None, "train", "refs/convert/parquet"),
         ),
+        ("org/set?lang=de", SourceConfig("org/set", filters=(("lang", "de"),))),
+        (
+            "org/set@v1:small:test?meta.lang=de&kind=a=b",
+            SourceConfig("org/set", "small", "test", "v1", filters=(("meta.lang", "de"), ("kind", "a=b"))),
+        ),
+        ("org/set?name=C%2B%2B%26&empty=", SourceConfig("org/set", filters=(("name", "C++&"), ("empty", "")))),
+        ("notes.jsonl?lang=de", SourceConfig("notes.jsonl", filters=(("lang", "de"),))),
+        ("./what?/a.txt", SourceConfig("./what?/a.txt")),
         ("./folder:odd", SourceConfig("./folder:odd")),
         ("/data/set", SourceConfig("/data/set")),
         ("~/set", SourceConfig("~/set")),
@@ -223,10 +231,47 @@ def test_a_short_form_says_repository_revision_configuration_and_split(text: str
 
 def test_a_data_set_of_a_preset_brings_its_template_unless_another_way_is_named() -> None:
     name, template = next(iter(TEMPLATES.items()))
-    assert parse_source(f"{name}@v1::test") == SourceConfig(name, None, "test", "v1", template)
-    assert parse_source(name, template="{x}").template == "{x}"
+    wanted = SourceConfig(name, None, "test", "v1", template, answer=ANSWERS[name])
+    assert parse_source(f"{name}@v1::test") == parse_source(f"{name}@v1::test", template=template) == wanted
+    other = parse_source(name, template="{x}")
+    assert (other.template, other.answer) == ("{x}", None)
     named = parse_source(name, text_column="x")
-    assert (named.template, named.text_column) == (None, "x")
+    assert (named.template, named.text_column, named.answer) == (None, "x", None)
+    assert parse_source(name, answer=None) == SourceConfig(name, template=template)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=3).map(tuple))
+def test_filters_are_written_as_they_are_read(filters: tuple[tuple[str, str], ...]) -> None:
+    text = f"org/set:small{filter_text(filters)}"
+    assert parse_source(text) == SourceConfig("org/set", "small", filters=filters)
+    assert parse_corpus(f"{text} + org/b").sources == (parse_source(text), SourceConfig("org/b"))
+    assert filter_text(()) == ""
+
+
+def test_filters_are_also_a_mapping_and_compare_as_text() -> None:
+    wanted = SourceConfig("org/a", filters=(("lang", "de"), ("year", "2020")))
+    assert SourceConfig("org/a", filters={"lang": "de", "year": 2020}) == wanted  # type: ignore[arg-type]
+    assert parse_corpus({"sources": {"dataset": "org/a", "filters": {"lang": "de", "year": 2020}}}).sources == (
+        wanted,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "packing", "joined"),
+    [
+        ("task", ["{a}", "{b}"], None, False),
+        ("task", ["{a}", None], None, True),
+        ("task", [None], None, True),
+        ("task", [], None, True),
+        ("domain", ["{a}"], None, True),
+        ("task", ["{a}"], True, True),
+        ("domain", ["{a}"], False, False),
+    ],
+)
+def test_only_a_task_whose_sources_have_answers_is_not_joined_unless_said(
+    name: str, answers: list[str | None], packing: bool | None, joined: bool
+) -> None:
+    assert joins_documents(name, answers, packing) is joined
 
 
 def test_a_corpus_is_given_in_many_ways() -> None:
@@ -260,8 +305,8 @@ def test_what_is_no_corpus_is_told_what_is_one(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_corpus(value)
     assert str(caught.value) == (
-        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]]', several joined "
-        f"with '+', a file, a CorpusConfig or a list of strings, got {value!r}"
+        f"a corpus is a preset ({', '.join(CORPORA)}), a data set 'repo[@revision][:config[:split]][?column=value]', "
+        f"several joined with '+', a file, a CorpusConfig or a list of strings, got {value!r}"
     )
 
 
@@ -280,8 +325,30 @@ def test_what_is_no_corpus_is_told_what_is_one(value: Any) -> None:
         ({"sources": ["org/a", ""]}, "a corpus source needs a data set or a file, got an empty name"),
         ({"sources": [{}]}, "a corpus source needs a data set or a file, got an empty name"),
         (
+            {"sources": [{"dataset": "org/a", "filters": "lang=de"}]},
+            "filters are columns with their values, such as {'lang': 'de'}, got 'lang=de'",
+        ),
+        (
+            {"sources": [{"dataset": "org/a", "filters": [["", "de"]]}]},
+            "filters are columns with their values, such as {'lang': 'de'}, got [['', 'de']]",
+        ),
+        (
+            {"sources": [{"dataset": "org/a", "template": "{a} {b}", "answer": "{c}"}]},
+            "an answer is the end of its template, got '{c}' for '{a} {b}': give both, such as "
+            "template='{question} {answer}' and answer='{answer}'",
+        ),
+        (
+            {"sources": [{"dataset": "org/a", "answer": "{c}"}]},
+            "an answer is the end of its template, got '{c}' for None: give both, such as "
+            "template='{question} {answer}' and answer='{answer}'",
+        ),
+        (
+            {"sources": [{"dataset": "org/a", "template": "{a}", "answer": "{a}"}]},
+            "an answer follows a question, got '{a}' as all or nothing of its template",
+        ),
+        (
             {"sources": [{"dataset": "org/a", "spilt": "test"}]},
-            "SourceConfig has no field 'spilt': did you mean 'split'?",
+            "SourceConfig has no field 'spilt': did you mean 'split' or 'filters'?",
         ),
     ],
 )
@@ -305,10 +372,10 @@ counts = st.integers(1, 4096)
 names = st.lists(st.sampled_from(["q_proj", "re:.*mlp.*", "model.layers.0.self_attn.k_proj"])).map(tuple)
 configs = st.builds(
     PruningConfig,
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(sorted(WEIGHT_METHODS)),
     sparsity=shares,
     scope=st.none() | st.sampled_from(SCOPES),
-    application=st.none() | st.sampled_from(APPLICATIONS),
+    application=st.none() | st.sampled_from(["zero", "compensate"]),
     targets=names,
     ignore=names,
     block_size=counts,
@@ -316,8 +383,20 @@ configs = st.builds(
     batch_size=counts,
     seed=st.integers(0, 2**31),
 ) | st.builds(PruningConfig, pattern=st.sampled_from(["2:4", "4:8", "1:4"]), options=st.just({"form": "paper"}))
+configs |= st.builds(
+    PruningConfig,
+    method=st.sampled_from(["d-pruner", "cus-prun", "random"]),
+    unit=st.sampled_from(["ffn_neuron", "kv_group", "ffn_neuron+kv_group"]),
+    sparsity=shares,
+    share_of=st.sampled_from(SHARES),
+    application=st.none() | st.sampled_from(APPLICATIONS),
+    multiple=st.none() | counts,
+)
 ways_to_text = st.one_of(
-    st.just({}), st.builds(lambda text: {"template": text}, st.text()), st.just({"text_column": "body"})
+    st.just({}),
+    st.builds(lambda text: {"template": text}, st.text()),
+    st.builds(lambda text: {"template": text + "{a}", "answer": "{a}"}, st.text(min_size=1)),
+    st.just({"text_column": "body"}),
 )
 sources_given = st.builds(
     lambda way, **fields: SourceConfig(**fields, **way),
@@ -327,6 +406,7 @@ sources_given = st.builds(
     split=st.none() | st.text(),
     revision=st.none() | st.text(),
     weight=st.floats(0, 100, exclude_min=True),
+    filters=st.dictionaries(st.text(min_size=1), st.text(), max_size=2),
 )
 lengths = st.none() | st.integers(2, 4096)
 corpora = st.builds(
@@ -334,7 +414,7 @@ corpora = st.builds(
     sources=st.lists(sources_given, min_size=1, max_size=3).map(tuple),
     num_samples=counts,
     sequence_length=lengths,
-    packing=st.booleans(),
+    packing=st.none() | st.booleans(),
     streaming=st.booleans(),
     seed=counts,
 ) | st.builds(CorpusConfig, texts=st.lists(st.text(), min_size=1).map(tuple), sequence_length=lengths)

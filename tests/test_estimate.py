@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from hubprune import PruningConfig, environment, flow, plan, probe
 from hubprune.architecture import find_blocks, find_matrices
+from hubprune.calibration import corpus_from_tokens
 from hubprune.errors import ConfigError, CorpusError
 from hubprune.estimate import choose, estimate
 from hubprune.footprint import Memory, peak_memory
 from hubprune.hub import missing_bytes, resolve_model
 from hubprune.opening import Opening
-from hubprune.presets import METHODS
+from hubprune.presets import METHODS, WEIGHT_METHODS
 from hubprune.saving import SPARE_BYTES
 from tests.families import FAMILIES, build, token_ids
 
@@ -55,6 +57,9 @@ def planned(folder, method="d-pruner", *, family="llama", dtype=None, corpora=No
     config.save_pretrained(folder)
     texts = (CORPORA if METHODS[method].corpora else {}) if corpora is None else corpora
     opening = Opening(str(folder), None, {} if dtype is None else {"dtype": dtype})
+    if METHODS[method].corpora == ("task",):
+        task = corpus_from_tokens(texts["domain"], "task")
+        texts = {"task": dataclasses.replace(task, answers=(12,) * len(task.sequences))}
     return flow.prepare(opening, PruningConfig(method, **options), texts, settings={}, evaluation=None)
 
 
@@ -87,7 +92,7 @@ def test_text_that_a_method_does_not_read_takes_nothing(tmp_path):
 @pytest.mark.usefixtures("from_nothing")
 def test_what_a_method_collects_is_counted(tmp_path):
     model = {"hidden_size": 256, "intermediate_size": 512}
-    common = {method: peak_memory(planned(tmp_path, method, model=model)).common for method in METHODS}
+    common = {method: peak_memory(planned(tmp_path, method, model=model)).common for method in WEIGHT_METHODS}
     hessian = 512 * 512 * 4
     assert common["magnitude"] <= common["wanda"] == common["ria"]
     assert common["sparsegpt"] > common["wanda"] + 2 * hessian
@@ -266,7 +271,8 @@ def test_a_block_of_every_family_is_measured_and_leaves_no_trace(family, tmp_pat
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_measured(method, tmp_path):
-    assert probe.seconds(planned(tmp_path, method, pattern="2:4", targets=("q_proj", "down_proj"))) > 0
+    weights = {"pattern": "2:4", "targets": ("q_proj", "down_proj")}
+    assert probe.seconds(planned(tmp_path, method, **(weights if method in WEIGHT_METHODS else {}))) > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

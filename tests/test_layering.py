@@ -14,18 +14,18 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config facts report huberrors hub jobs "
-    "sources architecture units removal weights activations shards work calibration inputs recording replay stats "
-    "criterion unit_criterion criteria evidence masks allocation apply sweeps scoring choosing weightwise "
-    "unit_evidence unitwise loop layers pruner "
-    "evaluation opening reloading verifier readme recipe drawing figures similarity card saving publisher comparison "
-    "flow footprint probe estimate runs modeling quantizer cli __main__"
+    "filling sources architecture units removal weights activations shards work sequences calibration inputs "
+    "recording replay stats criterion unit_criterion criteria evidence masks allocation apply sweeps scoring "
+    "choosing weightwise unit_evidence unitwise loop layers pruner evaluation opening reloading verifier readme "
+    "recipe drawing figures similarity card saving publisher comparison flow footprint probe estimate runs modeling "
+    "quantizer cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
-    "errors resources sparsity fields presets corpora config facts report huberrors hub jobs sources readme recipe "
-    "drawing figures similarity card".split()
+    "errors resources sparsity fields presets corpora config facts report huberrors hub jobs filling sources "
+    "readme recipe drawing figures similarity card".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}

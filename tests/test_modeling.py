@@ -129,6 +129,31 @@ def test_the_door_inside_transformers_refuses_at_once_and_keeps_the_token_to_its
     assert "hf_secret" not in json.dumps(config.to_dict()) + repr(config) + str(config)
 
 
+def test_text_of_a_language_and_of_a_task_come_in_by_every_door():
+    task = {
+        "sources": {
+            "dataset": MEDICAL_ID,
+            "template": "Question: {question}\nAnswer: {answer}",
+            "answer": "{answer}",
+        }
+    }
+    texts = {"language": GENERAL_ID, "task": task}
+    asked = {"method": "wanda", "sparsity": 0.5, "num_samples": 6, "sequence_length": 64}
+    mine = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **texts, **asked, progress=False)
+    config = PruneOnLoadConfig(**texts, **asked, evaluation=None)
+    assert set(config.to_dict()["corpora"]) == {"language", "task"}
+    plain = AutoModelForCausalLM.from_pretrained(MODEL_ID, quantization_config=config)
+    assert same_weights(mine, plain)
+    report = mine.hubprune_report
+    assert [(c.name, c.packing, c.examples) for c in report.corpora] == [("language", True, 0), ("task", False, 6)]
+    assert report.corpora == plain.hubprune_report.corpora
+    assert set(report.perplexities()) == {"language", "task"}
+    with pytest.raises(ConfigError, match="corpora are called general, domain, language, task, got tasks: name them"):
+        hubprune.prune(
+            MODEL_ID, config=PruningConfig("wanda"), corpora={"tasks": GENERAL_ID}, out="nowhere", progress=False
+        )
+
+
 def test_functions_prune_a_model_in_memory_and_publish_it(hub):
     model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)

@@ -9,8 +9,8 @@ from hubprune import PruningConfig, prune
 from hubprune.architecture import find_matrices
 from hubprune.errors import ConfigError, CorpusError, NumericalError, UnsupportedModelError
 from hubprune.masks import removed_count
-from hubprune.presets import METHODS
-from hubprune.weights import Weights
+from hubprune.presets import WEIGHT_METHODS
+from hubprune.weights import Weights, touched_by
 from tests.families import FAMILIES, build, token_ids
 
 GENERAL, DOMAIN = token_ids(8, 32, seed=1), token_ids(8, 32, seed=2)
@@ -41,18 +41,18 @@ def assert_nm(model, n, m):
 @pytest.mark.parametrize("method", ["d-pruner", "wanda", "sparsegpt"])
 def test_every_family_reaches_the_sparsity_exactly_and_touches_nothing_else(family, method):
     model = build(family)
-    before = Weights(model).untouched_sha256(find_matrices(model))
+    before = Weights(model).untouched_sha256(touched_by(find_matrices(model)))
     report = run(model, method=method, sparsity=0.6)
     for row, matrix in zip(report.matrices, find_matrices(model), strict=True):
         assert (row.name, row.shape) == (matrix.name, matrix.shape)
         assert row.pruned == removed_count(row.numel, 0.6)
         assert int((matrix.view() == 0).sum()) == row.zeros >= row.pruned
-    assert Weights(model).untouched_sha256(find_matrices(model)) == before == report.untouched_sha256
+    assert Weights(model).untouched_sha256(touched_by(find_matrices(model))) == before == report.untouched_sha256
     with torch.no_grad():
         assert torch.isfinite(model(DOMAIN[:1]).logits).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
 @pytest.mark.parametrize("application", ["zero", "compensate"])
 @pytest.mark.parametrize("pattern", ["row", "block", "matrix", "model", "2:4", "1:4"])
 def test_every_method_in_every_pattern_and_application(method, pattern, application):
@@ -71,7 +71,7 @@ def test_every_method_in_every_pattern_and_application(method, pattern, applicat
     assert model.config.hubprune["sparsity"] == pytest.approx(report.totals.sparsity, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_batch_size_and_order_of_the_sequences_do_not_matter(method):
     base = build("llama")
     run(base, method=method)
@@ -81,7 +81,7 @@ def test_batch_size_and_order_of_the_sequences_do_not_matter(method):
     assert agreement(masks_of(base), masks_of(shuffled)) > 0.999
 
 
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.application == "zero"])
+@pytest.mark.parametrize("method", [name for name, row in WEIGHT_METHODS.items() if row.application == "zero"])
 def test_pruning_twice_changes_nothing(method):
     model = build("llama")
     run(model, method=method)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune import AutoPrunedModelForCausalLM
 from hubprune.architecture import find_matrices
-from hubprune.presets import METHODS
+from hubprune.presets import WEIGHT_METHODS
 
 TRI_DOMAIN = "hubprune-real/tri-domain-6m"
 FAMILIES = ("llama", "mistral", "qwen2", "phi3", "mixtral")
@@ -34,7 +34,7 @@ def push_and_reload(model, repo_id: str, hub) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_every_method_prunes_a_real_model(method: str, pattern: str) -> None:
     model = AutoPrunedModelForCausalLM.from_pretrained(
         TRI_DOMAIN, method=method, general=GENERAL, domain=PUBMEDQA, **PATTERNS[pattern], **SMALL
@@ -45,7 +45,7 @@ def test_every_method_prunes_a_real_model(method: str, pattern: str) -> None:
     assert totals.zeros == sum(int((matrix.view() == 0).sum()) for matrix in find_matrices(model))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_a_real_model_is_pushed_and_reloaded(method: str, real_hub) -> None:
     model = AutoPrunedModelForCausalLM.from_pretrained(
         TRI_DOMAIN, method=method, sparsity=0.5, general=GENERAL, domain="casehold/casehold:all", **SMALL

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.config import PruningConfig
-from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
 from hubprune.facts import BaseFacts, CorpusFacts, SourceFacts
-from hubprune.presets import CORPORA, METHODS
+from hubprune.presets import CORPORA, WEIGHT_METHODS
 from hubprune.recipe import base_on_hub, cli_recipe, public, python_recipe, quote
 from hubprune.report import PruningReport
 
@@ -24,7 +24,12 @@ def facts(name: str, *sources: SourceConfig, **fields: Any) -> CorpusFacts:
     """A corpus as it was used, 16 sequences of 64 tokens from the sources."""
     rows = [
         SourceFacts(
-            s.dataset, s.config, s.split, s.revision, s.template, text_column=s.text_column, rows=9, weight=s.weight
+            *(s.dataset, s.config, s.split, s.revision, s.template),
+            rows=9,
+            text_column=s.text_column,
+            weight=s.weight,
+            filters=list(s.filters),
+            answer=s.answer,
         )
         for s in sources
     ]
@@ -134,9 +139,10 @@ def test_the_sources_of_a_preset_are_pinned_and_keep_their_shares(name: str) -> 
         SourceConfig("org/own", "x:y", "train"),
         SourceConfig("a+b.txt"),
         SourceConfig("org/own", text_column="body"),
+        SourceConfig("org/own", template="{a} {b}", filters=(("lang", "de"),), answer="{b}"),
         SourceConfig("qiaojin/PubMedQA", "pqa_labeled", "train"),
     ],
-    ids=["template", "colon", "plus", "column", "preset without its template"],
+    ids=["template", "colon", "plus", "column", "answer", "preset without its template"],
 )
 def test_a_source_that_a_string_cannot_say_is_spelt_out(source: SourceConfig) -> None:
     made = report(None, facts("domain", source))
@@ -154,6 +160,25 @@ def test_corpora_cut_in_another_way_are_spelt_out(fields: dict[str, Any]) -> Non
     renamed = {{"num_sequences": "num_samples"}.get(name, name): value for name, value in fields.items()}
     assert keywords["domain"] == CorpusConfig((DOMAIN,), **{"num_samples": 16, "sequence_length": 64, **renamed})
     assert cli_recipe(made, None) is None
+
+
+def test_filters_and_the_examples_of_a_task_are_in_the_short_form() -> None:
+    german = SourceConfig("org/texts", None, "train", "b" * 40, filters=(("lang", "de"), ("sign", "a+b&c d")))
+    task = parse_source(f"openai/gsm8k@{'c' * 40}:main:train")
+    made = report(None, facts("language", german), facts("task", task, packing=False))
+    _, keywords, _ = run_python(python_recipe(made, None))
+    command = cli_recipe(made, None)
+    assert keywords["language"] == f"org/texts@{'b' * 40}::train?lang=de&sign=a%2Bb%26c d"
+    for name, source in (("language", german), ("task", task)):
+        assert parse_corpus(keywords[name]).sources == (source,)
+        assert parse_corpus(options_of(command)[f"--{name}"]).sources == (source,)
+    assert "packing" not in str((keywords, command))
+
+
+def test_a_task_that_was_joined_is_spelt_out() -> None:
+    task = parse_source("openai/gsm8k:main:train")
+    _, keywords, _ = run_python(python_recipe(report(None, facts("task", task)), None))
+    assert keywords["task"] == CorpusConfig((task,), num_samples=16, sequence_length=64, packing=True)
 
 
 def test_text_given_in_memory_is_a_name_to_fill_in() -> None:
@@ -225,10 +250,11 @@ sources = st.builds(
     st.none() | st.text(min_size=1, max_size=6),
     st.none() | st.just("e" * 40),
     st.none() | st.text(min_size=1),
+    filters=st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=4), max_size=2),
 )
 runs = st.builds(
     PruningConfig,
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(sorted(WEIGHT_METHODS)),
     sparsity=st.none() | st.floats(0, 0.99),
     scope=st.none() | st.just("row"),
     targets=st.lists(st.text(max_size=5).filter(lambda text: not text.startswith("re:"))).map(tuple),
@@ -242,7 +268,8 @@ def test_the_lines_ask_for_the_run_that_was_made(
     config: PruningConfig, given_sources: list[SourceConfig], packing: bool, seed: int
 ) -> None:
     made = report(config, facts("domain", *given_sources, packing=packing, seed=seed))
-    corpus = CorpusConfig(tuple(given_sources), num_samples=16, sequence_length=64, packing=packing, seed=seed)
+    usual = None if packing else False
+    corpus = CorpusConfig(tuple(given_sources), num_samples=16, sequence_length=64, packing=usual, seed=seed)
     _, keywords, _ = run_python(python_recipe(made, None))
     shared = {name: keywords.pop(name) for name in ("num_samples", "sequence_length") if name in keywords}
     assert parse_corpus(keywords.pop("domain"), **shared) == corpus

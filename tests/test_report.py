@@ -30,7 +30,15 @@ from hubprune.report import REPORT_NAME, SCHEMA_VERSION, PruningReport, write_te
 
 def full_report() -> PruningReport:
     """A report in which no field has its default."""
-    source = SourceFacts("org/set", "small", "train", "c" * 40, "{text}", text_column="text", rows=7, weight=2.0)
+    source = SourceFacts(
+        *("org/set", "small", "train", "c" * 40, "{text} {label}"),
+        rows=7,
+        text_column="text",
+        weight=2.0,
+        filters=[("lang", "de")],
+        answer="{label}",
+    )
+    corpus = CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1)
     return PruningReport(
         base=BaseFacts(
             "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
@@ -39,11 +47,11 @@ def full_report() -> PruningReport:
         pattern="2:4",
         application="zero",
         options={"x": 1.5},
-        corpora=[CorpusFacts("domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"])],
+        corpora=[corpus],
         matrices=[
             MatrixFacts("model.layers.1.mlp.up_proj", 1, "up_proj", (48, 32), 768, 770, 0.1, {"general/domain": 0.4})
         ],
-        totals=Totals(1536, 768, 770, 20_000),
+        totals=Totals(1536, 768, 770, 20_000, 18_000, 19_000),
         untouched_sha256="b" * 64,
         probe=Probe([1, 2, 3], [0.5, -1.25]),
         evaluation=[
@@ -162,7 +170,7 @@ def test_shares_are_of_the_matrix_of_the_targeted_and_of_all_parameters() -> Non
     matrix, totals = report.matrices[0], report.totals
     assert (matrix.numel, matrix.sparsity) == (48 * 32, 768 / (48 * 32))
     assert (totals.sparsity, totals.share_of_all) == (768 / 1536, 768 / 20_000)
-    assert (Totals().sparsity, Totals().share_of_all) == (0.0, 0.0)
+    assert (Totals().sparsity, Totals().share_of_blocks, Totals().share_of_all) == (0.0, 0.0, 0.0)
 
 
 def test_perplexities_are_found_by_text_and_variant() -> None:

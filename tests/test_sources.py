@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from hubprune.corpora import SourceConfig
+from hubprune.corpora import SourceConfig, parse_source
 from hubprune.errors import AccessError, CorpusError
+from hubprune.filling import parse_template
 from hubprune.hub import READERS
 from hubprune.localhub import EmbeddedHub, seed_folder
-from hubprune.sources import Document, documents, parse_template, resolve_source, row_key, text_key
+from hubprune.sources import Document, documents, resolve_source, row_key, text_key
 from tests.pruned import tiny_tokenizer
 
 LONG = "a text of more than five words"
@@ -175,6 +176,72 @@ def test_a_broken_template_is_refused_before_anything_is_read(template: str, mes
         assert str(caught.value) == message
 
 
+# Filters
+
+ROWS = [
+    {"text": "one", "lang": "de", "meta": {"year": 2019}, "tags": ["a", "b"], "ok": True},
+    {"text": "two", "lang": "de", "meta": {"year": 2020}, "tags": ["b"], "ok": False},
+    {"text": "three", "lang": "en", "meta": {"year": 2020}, "tags": [], "ok": True},
+    {"text": "four", "lang": None, "meta": None, "tags": None, "ok": None},
+]
+
+
+@pytest.mark.parametrize(
+    ("filters", "texts"),
+    [
+        ({}, ["four", "one", "three", "two"]),
+        ({"lang": "de"}, ["one", "two"]),
+        ({"lang": " de "}, ["one", "two"]),
+        ({"meta.year": "2020"}, ["three", "two"]),
+        ({"lang": "de", "meta.year": "2020"}, ["two"]),
+        ({"tags": "b"}, ["two"]),
+        ({"ok": "True"}, ["one", "three"]),
+        ({"lang": ""}, ["four"]),
+    ],
+)
+def test_rows_pass_whose_columns_have_the_values_asked_for(filters: dict[str, str], texts: list[str]) -> None:
+    assert read_rows(ROWS, filters=filters, text_column="text") == texts
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"lng": "de"}, "has no column 'lng'; its columns are text, lang, meta, tags, ok"),
+        ({"meta.yaer": "2020"}, "has no field 'meta.yaer': 'yaer' is not among year"),
+        ({"lang": "fr"}, "has no row with lang='fr': pick among those there are; lang is '', 'de', 'en'"),
+        (
+            {"lang": "en", "meta.year": "2019"},
+            "has no row with lang='en' and meta.year='2019': pick among those there are; lang is '', 'de', 'en'; "
+            "meta.year is '', '2019', '2020'",
+        ),
+    ],
+)
+def test_a_filter_that_picks_nothing_is_told_with_what_there_is(filters: dict[str, str], message: str) -> None:
+    with pytest.raises(CorpusError) as caught:
+        read_rows(ROWS[::-1], filters=filters, text_column="text")
+    assert str(caught.value).partition("rows.jsonl ")[2] == message
+
+
+def test_of_many_values_some_are_told() -> None:
+    with pytest.raises(CorpusError, match=r"; n is ('\d+', ){7}'\d+' and others$"):
+        read_rows([{"text": "x", "n": n} for n in range(40)], filters={"n": "40"})
+
+
+def test_filters_that_can_pick_nothing_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(CorpusError, match=r"names a column once, .* got \?a=1&a=2 for org/nothing: join the data set"):
+        resolve_source(SourceConfig("org/nothing", filters=(("a", "1"), ("a", "2"))))
+    with pytest.raises(CorpusError, match=r"rows are picked with .*got 'org/nothing\?lang': write a column"):
+        resolve_source(parse_source("org/nothing?lang"))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.usefixtures("sets")
+def test_rows_of_the_hub_are_picked_streamed_or_not(streaming: bool) -> None:
+    known, commit = resolve_source(parse_source("sources/plain?lang=de"), token=False)
+    found = documents(known, None, commit=commit, streaming=streaming, token=False)
+    assert [document.text for document in found] == ["einfach"]
+
+
 # Conversations
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
@@ -278,7 +345,7 @@ def sets(hub: EmbeddedHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"config_name": "large", "data_files": [{"split": "validation", "path": "validation.jsonl"}]},
     ]
     files = {
-        "plain/train.jsonl": '{"text": "plain"}\n',
+        "plain/train.jsonl": '{"text": "plain", "lang": "en"}\n{"text": "einfach", "lang": "de"}\n',
         "plain/test.jsonl": '{"text": "plain"}\n',
         "many/README.md": f"---\n{json.dumps({'configs': configs})}\n---\n",
         "many/validation.jsonl": '{"text": "validation"}\n',

@@ -14,7 +14,8 @@ from hubprune.fields import ALIASES
 from hubprune.presets import CORPORA
 
 TEXT_HELP = (
-    f"a preset ({', '.join(CORPORA)}), data sets of the Hub as repo@revision:config:split joined with +, or a file"
+    f"a preset ({', '.join(CORPORA)}), data sets of the Hub as repo@revision:config:split?column=value "
+    "joined with +, or a file"
 )
 TEXT_PANEL, MODEL_PANEL, RESULT_PANEL, JOB_PANEL = "Text", "Model", "Result", "Hub Jobs"
 

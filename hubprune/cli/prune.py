@@ -37,7 +37,7 @@ from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError, UsageError
 from hubprune.fields import parse_size
 from hubprune.presets import APPLICATIONS
-from hubprune.sparsity import SCOPES
+from hubprune.sparsity import SCOPES, SHARES, UNITS
 
 # Keywords of ``from_pretrained``, and of ``publish_folder``.
 LOADING = ("dtype", "device_map", "trust_remote_code", "token")
@@ -89,7 +89,8 @@ def prune(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Model on the Hub, or a folder.")],
     method: Annotated[str, typer.Option(metavar="NAME", help="See hubprune methods.")] = PruningConfig.method,
     sparsity: Annotated[
-        float | None, typer.Option(metavar="FRACTION", help="Fraction of the weights to remove. Without it: 0.5.")
+        float | None,
+        typer.Option(metavar="FRACTION", help="Fraction to remove. Without it: the method's, such as 0.5."),
     ] = None,
     pattern: Annotated[
         str | None, typer.Option(metavar="N:M", help="Keep N of every M weights, such as 2:4, instead of a fraction.")
@@ -100,6 +101,22 @@ def prune(
     ] = None,
     application: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{', '.join(APPLICATIONS)}. Without it: the method's.")
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"What to remove: weight, {', '.join(UNITS)}, or several with +. Without it: the method's.",
+        ),
+    ] = None,
+    share_of: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What the fraction is of, with units: {', '.join(SHARES)}.")
+    ] = PruningConfig.share_of,
+    repair: Annotated[
+        bool | None, typer.Option(help="Let what stays make up for units that go. Without it: yes, but with zero.")
+    ] = None,
+    multiple: Annotated[
+        int | None, typer.Option(help="Units left are a multiple of this. Without it: what suits the model's size.")
     ] = None,
     targets: Annotated[
         list[str] | None,
@@ -135,13 +152,22 @@ def prune(
     domain: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text of the domain, likewise.", rich_help_panel=TEXT_PANEL)
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text in the language, likewise.", rich_help_panel=TEXT_PANEL)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Examples of the task, likewise.", rich_help_panel=TEXT_PANEL)
+    ] = None,
     num_samples: Annotated[
         int, typer.Option(help="Sequences of each text.", rich_help_panel=TEXT_PANEL)
     ] = CorpusConfig.num_samples,
     sequence_length: LengthOption = None,
     packing: Annotated[
-        bool,
-        typer.Option(help="Join documents to full sequences, or one each.", rich_help_panel=TEXT_PANEL),
+        bool | None,
+        typer.Option(
+            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers.",
+            rich_help_panel=TEXT_PANEL,
+        ),
     ] = CorpusConfig.packing,
     streaming: Annotated[
         bool,

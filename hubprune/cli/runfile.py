@@ -1,8 +1,9 @@
 """``--config run.yaml``: the options of a command, written down.
 
 The file is a mapping from the names of options to their words. Words are taken as they stand, as on the command line,
-since YAML would read ``2:4`` as a number in base 60. Only texts may have structure: ``general`` and ``domain`` the
-fields of a ``CorpusConfig`` or a list of texts, ``eval`` the same by label, ``option`` values by name.
+since YAML would read ``2:4`` as a number in base 60. Only texts may have structure: ``general``, ``domain``,
+``language`` and ``task`` the fields of a ``CorpusConfig`` or a list of texts, ``eval`` the same by label, ``option``
+values by name.
 """
 
 from __future__ import annotations

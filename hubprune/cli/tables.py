@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hubprune.cli.prune import Request
     from hubprune.estimate import Estimate
-    from hubprune.facts import CorpusFacts, Perplexity, Verification
+    from hubprune.facts import CorpusFacts, Perplexity, SourceFacts, Verification
     from hubprune.flow import Outline, Plan
     from hubprune.jobs import JobPlan
     from hubprune.report import PruningReport
@@ -45,7 +45,7 @@ def methods() -> None:
 def _about(method: Method) -> str:
     lines = [
         method.summary + (f" arXiv:{method.arxiv}" if method.arxiv else ""),
-        f"needs {_needs(method)}; scope {method.scope}, application {method.application}",
+        f"needs {_needs(method)}; {_competes(method)}, application {method.application}",
     ]
     for name, default in method.options.items():
         values = "|".join(method.choices.get(name, ("NUMBER",)))
@@ -53,9 +53,13 @@ def _about(method: Method) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _competes(method: Method) -> str:
+    return f"scope {method.scope}" if method.unit == "weight" else f"unit {method.unit}"
+
+
 def _needs(method: Method) -> str:
     if method.corpora == ("any",):
-        return "general or domain text"
+        return "any text"
     return " and ".join(method.corpora) + " text" if method.corpora else "no text"
 
 
@@ -101,13 +105,18 @@ def _run(plan: Plan, outline: Outline) -> list[tuple[str, str]]:
         ("base", _base(plan.base.repo.repo_id, plan.base.repo.commit)),
         ("architecture", f"{outline.facts.architecture}, {outline.parameters:,} parameters"),
         ("method", _method(config.method, config.resolved_application(), config.resolved_options())),
-        (
-            "would remove",
-            f"{config.resolved_pattern()} of {outline.targeted:,} weights in {outline.matrices} matrices",
-        ),
+        ("would remove", _would_remove(plan, outline)),
         *((f"{name} text", _text(corpus.facts)) for name, corpus in plan.corpora.items()),
         *((f"evaluation on {label}", _text(corpus.facts)) for label, corpus in plan.evaluation.items()),
     ]
+
+
+def _would_remove(plan: Plan, outline: Outline) -> str:
+    pattern = plan.config.resolved_pattern()
+    if outline.matrices:
+        return f"{pattern} of {outline.targeted:,} weights in {outline.matrices} matrices"
+    share = f"{outline.pruned:,} weights, {_percent(outline.pruned / outline.parameters)} of all parameters"
+    return f"{pattern}: {share}; {outline.left:,} parameters would be left"
 
 
 def _needs_of(found: Estimate) -> list[tuple[str, str]]:
@@ -175,7 +184,13 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         ("pattern", report.pattern),
         *((f"{corpus.name} text", _text(corpus)) for corpus in report.corpora),
         ("sparsity of the targeted weights", f"{_percent(totals.sparsity)} of {totals.targeted:,}"),
+        *(
+            [("of the block parameters", f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}")]
+            if report.units
+            else []
+        ),
         ("of all parameters", f"{_percent(totals.share_of_all)} of {totals.parameters:,}"),
+        *([("parameters left", f"{totals.left:,}")] if report.application == "remove" else []),
         ("time", f"{sum(report.timings.values()):.1f} s ({stages})"),
         ("peak memory", memory),
         *places.items(),
@@ -183,6 +198,12 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         *_warnings(report.warnings),
     ]
     return [_facts(rows, "Pruned"), *([_comparison(report)] if report.evaluation else [])]
+
+
+def _of_blocks(report: PruningReport) -> list[tuple[str, str]]:
+    totals = report.totals
+    share = f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}"
+    return [("of the block parameters", share)] if report.units else []
 
 
 def _comparison(report: PruningReport) -> Table:
@@ -248,14 +269,24 @@ def calibrated_on(report: PruningReport | None, texts: Iterable[CorpusFacts]) ->
         texts: The texts.
     """
     corpora = report.corpora if report is not None else []
-    used = {(s.dataset, s.config, s.split): corpus.name for corpus in corpora for s in corpus.sources}
-    return [
+    used = [(source, corpus.name) for corpus in corpora for source in corpus.sources]
+    found = {
         f"the model was calibrated on text of {source.dataset} ({source.split}), as its {name} corpus, and the "
-        f"{text.name} text comes from there too: its perplexity may be too good"
+        f"{text.name} text comes from there too: its perplexity may be too good": None
         for text in texts
         for source in text.sources
-        if (name := used.get((source.dataset, source.config, source.split))) is not None
-    ]
+        for known, name in used
+        if _may_share_rows(source, known)
+    }
+    return list(found)
+
+
+def _may_share_rows(one: SourceFacts, other: SourceFacts) -> bool:
+    """Whether two sources read the same split, and no filter tells their rows apart."""
+    theirs = dict(other.filters)
+    apart = any(theirs.get(column, value) != value for column, value in one.filters)
+    same = (one.dataset, one.config, one.split) == (other.dataset, other.config, other.split)
+    return same and not apart
 
 
 def stamp(verification: Verification) -> Table:
@@ -283,12 +314,19 @@ def _method(name: str, application: str, options: Mapping[str, Any]) -> str:
 
 
 def _text(facts: CorpusFacts) -> str:
+    from hubprune.corpora import filter_text
+
     places = " + ".join(
-        ":".join(filter(None, (source.dataset, source.config, source.split))) for source in facts.sources
+        ":".join(filter(None, (source.dataset, source.config, source.split))) + filter_text(source.filters)
+        for source in facts.sources
+    )
+    kind = f"examples with {facts.distinct_answers} different answers" if facts.examples else "sequences"
+    left_out = (
+        f"; {facts.passed_over} examples were passed over, their answers are longer" if facts.passed_over else ""
     )
     return (
-        f"{facts.num_sequences} sequences of up to {facts.sequence_length} tokens ({facts.tokens:,} in all) from "
-        f"{places or 'texts given'}"
+        f"{facts.num_sequences} {kind} of up to {facts.sequence_length} tokens ({facts.tokens:,} in all) from "
+        f"{places or 'texts given'}{left_out}"
     )
 
 
