@@ -76,10 +76,9 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     datasets = _hub_datasets(report)
     recovery = [] if report.recovery is None else ["recovered"]
     results = []
-    for rows in report.perplexities().values():
-        row = rows.get("recovered") or rows.get("pruned")
-        if row is None:  # the base's numbers are not this model's results
-            continue
+    # The base's numbers are not this model's results, nor are those from before it was trained.
+    own = "recovered" if any(row.variant == "recovered" for row in report.evaluation) else "pruned"
+    for row in (row for row in report.evaluation if row.variant == own):
         known = [parsed for text_ in row.sources if text_ and (parsed := parse_source(text_)).dataset in datasets]
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
         results.append(
@@ -95,7 +94,6 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
                 metric_args={"window": row.window, "stride": row.stride, "bos": row.bos, "tokens": row.tokens},
             )
         )
-    own = "recovered" if report.recovery is not None else "pruned"
     for score in (score for score in report.tasks if score.variant == own):
         results.append(
             EvalResult(

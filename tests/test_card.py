@@ -524,8 +524,8 @@ def test_a_recovered_model_is_shown_beside_the_pruned_and_the_base(report: Pruni
     )
     card = render_card(report, "me/recovered")
     shown = tables(card)
-    assert shown["Results"][0] == ["text", "base", "pruned", "recovered", "pruned / base", "recovered / base"]
-    assert shown["Results"][1] == ["general", "12.34 ± 0.21", "30.85 ± 0.52", "15.50 ± 0.30", "2.50", "1.26"]
+    assert shown["Results"][0] == ["text", "base", "pruned", "pruned / base", "recovered", "recovered / base"]
+    assert shown["Results"][1] == ["general", "12.34 ± 0.21", "30.85 ± 0.52", "2.50", "15.50 ± 0.30", "1.26"]
     assert ["20", "3.5", "3.75"] in shown["Recovery"]
     assert ["adapter", "shira"] in shown["Recovery"]
     assert "rises from 12.34 to 15.50 (1.26 times the base's; 30.85 after pruning alone)" in card

@@ -85,7 +85,9 @@ def full_report() -> PruningReport:
         measured_on={"processor": "a processor"},
         recovery=RecoveryFacts(
             config={"adapter": "lora"},
-            corpora=[CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"])],
+            corpora=[
+                CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"], 8, 3, 1, " ")
+            ],
             trained=7,
             held_out=1,
             adapter="masked lora",
