@@ -9,6 +9,7 @@ import torch
 
 from hubprune import ranks
 from hubprune.architecture import Matrix
+from hubprune.attention import AttentionWatch
 from hubprune.calibration import Corpus
 from hubprune.inputs import InputSink
 from hubprune.replay import Flow, GradientSink, Replay
@@ -38,6 +39,7 @@ class UnitEvidence:
         self.attributed = self._named((criterion.gradients,) if criterion.gradients else ())
         whole = {name: sum(ranks.gather([len(corpora[name].sequences)])) for name in self.observed}
         criterion.prepare(whole)
+        self.watch = AttentionWatch(replay.model.config) if criterion.reads_attention else None
         self.examples: dict[str, list[Example]] = {}
         self.forget()
 
@@ -60,9 +62,23 @@ class UnitEvidence:
             self._views[group.name] = UnitView(group.name, weight, group.columns, group.count)
         return self._views[group.name]
 
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Look at the attention of the block as well, where single dimensions of it are chosen."""
+        if self.watch is not None and any(group.writer is None for group in groups):
+            self.watch.start()
+
+    def end(self) -> None:
+        """The block has been seen."""
+        if self.watch is not None:
+            self.watch.stop()
+
     def observer(self, groups: Sequence[Group], corpus: str) -> InputSink:
-        """A sink that notes what flows into the writers, sequence by sequence."""
+        """A sink that notes what flows into the writers, sequence by sequence.
+
+        Queries and keys meet before what they give flows into the writer of the same attention.
+        """
         by_writer = {group.writer: group for group in groups if group.writer is not None}
+        keys = {group.name.removesuffix(".keys"): group for group in groups if group.writer is None}
 
         def observe(matrices: Sequence[Matrix], inputs: torch.Tensor) -> None:
             for matrix in matrices:
@@ -70,6 +86,9 @@ class UnitEvidence:
                     group = by_writer[matrix]
                     rows = self.criterion.observe(self.view(group), inputs)
                     self._seen.setdefault((group.name, corpus), []).append(rows.cpu())
+                    beside = keys.get(group.name.removesuffix(".values"))
+                    if beside is not None and self.watch is not None and self.watch.latest is not None:
+                        self._seen.setdefault((beside.name, corpus), []).append(self.watch.latest[None].cpu())
 
         return observe
 

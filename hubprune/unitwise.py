@@ -113,6 +113,7 @@ class Unitwise(Chooser):
         """Begin with a block: sums for weights and repair, rows for units."""
         sinks = self.scoring.watch(self._needs(scores), corpora)
         if self.units is not None and scores:
+            self.units.begin(self.by_block[index])
             for name in self.units.observed:
                 sinks[name] = [*sinks[name], self.units.observer(self.by_block[index], name)]
         return sinks
@@ -144,6 +145,8 @@ class Unitwise(Chooser):
 
     def prune(self, index: int) -> None:
         """Choose in a block, unless that is done; repair, and mask."""
+        if self.units is not None:
+            self.units.end()
         for group in self.by_block[index]:
             if group.name not in self.keep:
                 self._choose(group)

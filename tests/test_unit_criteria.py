@@ -222,3 +222,55 @@ def test_stand_ins_are_kept_neurons():
     for row in report.units:
         assert [gone for gone, _, _ in row.stand_ins] == row.removed_indices
         assert not {other for _, other, _ in row.stand_ins} & set(row.removed_indices)
+
+
+# Attention dimensions
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "phi3", "opt", "gpt2", "gpt_neox"])
+def test_dimensions_of_queries_and_keys_are_scored_by_what_attention_loses(family):
+    """Against the weights the model gives by itself, with and without the rows of the unit."""
+    ids = token_ids(1, 10, seed=7)
+    seen: dict[str, torch.Tensor] = {}
+
+    class Seen(CusPrun):
+        def unit_scores(self, view, observed, attributed, examples):
+            seen[view.name] = observed["domain"]
+            return super().unit_scores(view, observed, attributed, examples)
+
+    def weights(model):
+        with torch.no_grad():
+            return model(input_ids=ids, output_attentions=True).attentions[0][0]
+
+    model = build(family, num_hidden_layers=1)
+    config = PruningConfig("cus-prun", unit="attention_dim", sparsity=0.25, application="zero")
+    prune(model, None, config, {"domain": ids}, criterion=Seen(), progress=False)
+    model = build(family, num_hidden_layers=1)
+    model.set_attn_implementation("eager")
+    dense = weights(model)
+    (group,) = [each for each in find_groups(model, ("attention_dim",)) if each.writer is None]
+    for unit in range(0, group.count, 3):
+        changed = build(family, num_hidden_layers=1)
+        changed.set_attn_implementation("eager")
+        (same,) = [each for each in find_groups(changed, ("attention_dim",)) if each.writer is None]
+        for part in same.slices:
+            part.stored().index_fill_(part.axis, part.index[unit], 0)
+        expected = float((weights(changed) - dense).norm()) / 10**0.5
+        assert float(seen[group.name][0, unit]) == pytest.approx(expected, rel=2e-3, abs=1e-6)
+
+
+def test_attention_dimensions_are_masked_and_the_model_stays_as_large():
+    model = build("llama")
+    config = PruningConfig("cus-prun", unit="ffn_neuron+attention_dim", sparsity=0.25, application="zero")
+    report = prune(model, None, config, CORPORA, progress=False)
+    assert model.config._attn_implementation == "sdpa"
+    kinds = [(row.unit, row.name.rpartition(".")[2], row.count, row.count - row.kept) for row in report.units[:3]]
+    assert kinds == [
+        ("ffn_neuron", "mlp", 48, 12),
+        ("attention_dim", "values", 16, 4),
+        ("attention_dim", "keys", 8, 2),
+    ]
+    for row, group in zip(report.units, find_groups(model, ("ffn_neuron", "attention_dim")), strict=True):
+        assert row.name == group.name
+        for part in group.slices:
+            assert not part.stored().index_select(part.axis, part.index[row.removed_indices].flatten()).any()
