@@ -29,8 +29,8 @@ def change_without(
     """How far attention moves when dimensions are taken out of queries and keys.
 
     For dimensions ``k`` it is ``||softmax((Q K^T - q_k k_k^T) s) - softmax(Q K^T s)||_F`` over all query heads that
-    use a key head, divided by the root of the tokens (Cus-Prun, arXiv:2506.02561). Where queries and keys are normalised
-    head by head (Qwen 3, Gemma 3), what is left is taken as it is: the norm itself would change a little.
+    use a key head, divided by the root of the tokens (Cus-Prun, arXiv:2506.02561). Where queries and keys are
+    normalised head by head (Qwen 3, Gemma 3), the norm is taken as it is, though it would change a little.
 
     Args:
         query: ``(heads, T, width)``, rotated.
