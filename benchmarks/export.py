@@ -5,7 +5,7 @@ ONNX and OpenVINO, in float32 and with 8-bit weights, and states how far each gr
 generates with a dense Llama, with the same one half of whose weights are zero, and with one that has half the neurons,
 in transformers, ONNX Runtime and OpenVINO: ``generate`` is the same in all, and the runs take turns.
 
-Run: python -m benchmarks.export
+    python -m benchmarks.export [--only speed]
 """
 
 from __future__ import annotations
@@ -183,11 +183,14 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", choices=("round-trips", "speed"), help="one of the two tables")
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     targets = Targets()
-    round_trips(targets)
-    speeds(options, targets)
+    if options.only != "speed":
+        round_trips(targets)
+    if options.only != "round-trips":
+        speeds(options, targets)
     targets.exit()
 
 
