@@ -51,6 +51,16 @@ os.environ |= {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Test files whose models are saved with their figures; drawing takes half a second, and the others have no use for it.
+DRAWING = {"test_figures", "test_publisher", "test_docs", "test_demo"}
+
+
+@pytest.fixture(autouse=True)
+def _few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.stem not in DRAWING:
+        monkeypatch.setattr("hubprune.figures.write_figures", lambda *_: [])
+
+
 def pytest_unconfigure() -> None:
     """Remove the caches of this run."""
     shutil.rmtree(_CACHE, ignore_errors=True)
