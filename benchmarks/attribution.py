@@ -2,12 +2,12 @@
 
     python -m benchmarks.attribution [--folder build/topics] [--sparsities 0.3 0.7] [--seeds 1]
 
-The task is to tell what an answer of MedQuAD is about (its symptoms, its treatment, ...), in prompt form: the text, then
+The task is to tell what an answer of MedQuAD is about (symptoms, treatment, ...), in prompt form: the text, then
 ``Topic:``. A language model trained on three domains is tuned to it here, once, into the folder. Neurons are then
 chosen by attribution to the answers of 128 labelled examples or of 32, beside wanda-sp and random, which see the same
-128; unrepaired and repaired. The scores from 64, 32, 16 and 8 examples are compared with those from 128 by their ranks.
-The last table is the recipe for a domain that has no examples: score on the texts of one publisher, and evaluate on
-those of another.
+128; unrepaired and repaired. The scores from 64, 32, 16 and 8 examples are compared with those from 128 by their
+ranks. The last table is the recipe for a domain that has no examples: score on the texts of one publisher, and
+evaluate on those of another.
 """
 
 from __future__ import annotations
