@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500, help="of the training")
     parser.add_argument("--languages", nargs="+", default=["de", "en"], choices=LANGUAGES)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.25, 0.5])
-    parser.add_argument("--num-samples", type=int, default=64)
-    parser.add_argument("--windows", type=int, default=32, help="windows of each language")
+    parser.add_argument("--num-samples", type=int, default=48)
+    parser.add_argument("--windows", type=int, default=24, help="windows of each language")
     options = parser.parse_args()
     with real_hub():
         if not options.folder.is_dir():
