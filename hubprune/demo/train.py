@@ -63,7 +63,7 @@ def texts(split: str, domains: Iterable[str]) -> list[str]:
     return [text for row in rows for text in (row["text"], f"Question: {row['question']}\nAnswer: {row['answer']}")]
 
 
-def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: Iterable[str], context: int = CONTEXT) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer that puts ``<s>`` before every text."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +81,7 @@ def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", core.token_to_id("<s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=CONTEXT
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=context
     )
 
 
@@ -104,16 +104,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Return the documents, each closed by ``</s>``, end to end in whole windows: ``(n, CONTEXT)``."""
+def windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, context: int = CONTEXT) -> torch.Tensor:
+    """Return the documents, each closed by ``</s>``, end to end in whole windows: ``(n, context)``."""
     end = tokenizer.eos_token_id
     stream = [token for ids in tokenizer(list(documents))["input_ids"] for token in (*ids, end)]
-    count = len(stream) // CONTEXT
-    return torch.tensor(stream[: count * CONTEXT]).view(count, CONTEXT)
+    count = len(stream) // context
+    return torch.tensor(stream[: count * context]).view(count, context)
 
 
 def batches(data: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield batches ``(BATCH, CONTEXT)`` without end, in a new random order in every epoch."""
+    """Yield batches ``(BATCH, context)`` without end, in a new random order in every epoch."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
         order = torch.randperm(len(data), generator=generator)
@@ -128,7 +128,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def fit(model: LlamaForCausalLM, data: torch.Tensor, steps: int) -> None:
-    """Train the model in place on windows ``(n, CONTEXT)``."""
+    """Train the model in place on windows ``(n, context)``."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     model.train()
