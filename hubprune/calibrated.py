@@ -47,7 +47,9 @@ def read_again(
 def _corpus(facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progress: bool) -> Corpus:
     """Read one corpus; whether it was streamed decides the order of the rows, and is found out by the result."""
     sources = tuple(
-        SourceConfig(s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight)
+        SourceConfig(
+            s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight, tuple(s.filters), s.answer
+        )
         for s in facts.sources
     )
     for streaming in (True, False):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
+from hubprune.corpora import CorpusConfig, SourceConfig, joins_documents, parse_corpus
 from hubprune.errors import ConfigError, did_you_mean
 from hubprune.fields import count_problems, in_our_words
 from hubprune.presets import JOINED, MEASURED_TEXTS
@@ -96,7 +96,8 @@ class Protocol:
         decided = self
         if self.layout == "auto":
             join = config.join or _join_of(config.sources)
-            packed = config.packing and join is None
+            packing = joins_documents(label, [source.answer for source in config.sources], config.packing)
+            packed = packing and join is None
             layout = "joined" if join is not None else "packed" if packed else "separate"
             decided = replace(self, layout=layout, join=join or self.join)
             if given and self.num_samples is None and self.sequence_length is None:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune import environment, hub, recovery, saving
 from hubprune.activations import Activations
-from hubprune.corpora import CORPUS_NAMES
 from hubprune.errors import UsageError
 from hubprune.facts import Perplexity
 from hubprune.fields import parse_size
@@ -105,7 +104,7 @@ def recover(
         VerificationError: A zero is no zero any more.
         OutputError: The folder cannot be written, or another run is at work on it.
     """
-    texts = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
+    texts = {name: value for name, value in (("general", general), ("domain", domain)) if value is not None}
     shared: dict[str, Any] = {"evaluation": evaluation, "base": base, "progress": progress}
     limit = parse_size(max_memory, "max_memory")
     adapter = None if adapter_out is None else Path(adapter_out)
@@ -242,7 +241,7 @@ def plan_for(
     Returns:
         The plan, the record of the pruned model, and the folder that would be written.
     """
-    texts = {name: value for name, value in zip(CORPUS_NAMES, (general, domain), strict=True) if value is not None}
+    texts = {name: value for name, value in (("general", general), ("domain", domain)) if value is not None}
     opening, report, target = _opened(os.fspath(model), out, keywords)
     shared = {"evaluation": evaluation, "base": base, "progress": progress}
     return _planned(opening, report, target, config, texts, shared, None)[1], report, target

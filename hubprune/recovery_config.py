@@ -42,8 +42,9 @@ class RecoveryConfig:
         batch_size: Sequences in a forward pass.
         accumulation: Forward passes in a step.
         warmup: Share of the steps in which the step size rises; it falls along a cosine afterwards.
-        domain_ratio: Share of the training sequences that come from the domain corpus, the others from the general
-            one. Where there is only one corpus, all come from it.
+        domain_ratio: Share of the training sequences that come from the domain corpus, or from those for domain,
+            language and task, as many from each; the others come from the general one. Without a general corpus, or
+            with no other, all come from what there is.
         num_samples: Sequences in all, held-out ones included.
         sequence_length: Tokens in a sequence. None: that of the calibration text.
         held_out: Share of the sequences that is not trained on: the loss on it decides when training ends and which

@@ -125,17 +125,20 @@ class Reader:
 
 
 def _shares(names: list[str], ratio: float) -> dict[str, float]:
-    """The share of each corpus; one that has none is left out."""
-    if len(names) == 1:
-        return {names[0]: 1.0}
-    wanted = {"general": 1 - ratio, "domain": ratio}
+    """The share of each corpus; domain, language and task share theirs equally. One that has none is left out."""
+    special = [name for name in names if name != "general"]
+    if len(special) in (0, len(names)):
+        return dict.fromkeys(names, 1 / len(names))
+    wanted = {"general": 1 - ratio, **dict.fromkeys(special, ratio / len(special))}
     return {name: wanted[name] for name in names if wanted[name] > 0}
 
 
 def config_of(facts: CorpusFacts) -> CorpusConfig:
     """The config that reads a corpus again, from what a report says of it."""
     sources = tuple(
-        SourceConfig(s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight)
+        SourceConfig(
+            s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight, tuple(s.filters), s.answer
+        )
         for s in facts.sources
     )
     return CorpusConfig(
