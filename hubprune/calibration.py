@@ -72,8 +72,11 @@ class Corpus:
 
     def first(self, count: int) -> Corpus:
         """The same text, its first sequences only."""
-        sequences = self.sequences[:count]
-        return replace(self, sequences=sequences, facts=_count(self.facts, sequences))
+        sequences, answers, labels = self.sequences[:count], self.answers[:count], self.labels[:count]
+        facts = _count(self.facts, sequences, answers, labels)
+        return replace(
+            self, sequences=sequences, facts=facts, answers=answers, labels=labels, sizes=self.sizes[:count]
+        )
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Yield the sequences in order, ``(b, T)`` with b at most ``size``; a batch holds sequences of one length."""
