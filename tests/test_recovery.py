@@ -260,8 +260,14 @@ def test_token_ids_of_the_users_own_are_cut_to_the_shares(pruned: Any) -> None:
 
 
 def test_text_that_is_measured_on_is_not_trained_on(pruned: Any) -> None:
+    ids = torch.randint(3, 500, (8, 16), generator=torch.Generator().manual_seed(0))
     with pytest.raises(CorpusError, match="evaluation text must not be calibration text"):
-        copy.deepcopy(pruned[0]).recover(domain=["one text"] * 8, evaluation={"same": ["one text"] * 8}, **BRIEF)
+        copy.deepcopy(pruned[0]).recover(domain=ids, evaluation={"same": ids}, progress=False)
+    texts = [f"note {number} of a ward " * 20 for number in range(8)]
+    model = copy.deepcopy(pruned[0])
+    fields = {**BRIEF, "steps": 1, "sequence_length": 16, "domain_ratio": 1.0}
+    facts = model.recover(**fields, domain=texts, evaluation={"two": texts[:2]}, progress=False).recovery
+    assert not any(sample.startswith(("note 0", "note 1")) for corpus in facts.corpora for sample in corpus.samples)
 
 
 def test_what_cannot_be_recovered_is_refused_before_anything_is_done(pruned: Any, tmp_path: Path) -> None:
