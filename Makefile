@@ -45,7 +45,7 @@ pytest: install-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: install-test
-	@failed=; for name in quality speed memory scale processes; do \
+	@failed=; for name in quality speed memory scale processes recovery; do \
 	  $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
 	done; \
 	[ -z "$$failed" ] || { echo "short of a target:$$failed"; exit 1; }

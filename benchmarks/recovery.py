@@ -131,7 +131,8 @@ def quality(options: argparse.Namespace, targets: Targets) -> None:
                 targets.at_most(f"{spec}, {way}, medical perplexity, recovered / pruned", ratio, 1.0)
         table(
             f"{MODEL}, {spec}, recovered on {options.num_samples} x {length} tokens, half general = {GENERAL}, half "
-            f"domain = {DOMAIN}, {options.seconds:g} s of processor time each; perplexity on {windows} windows of {length} tokens",
+            f"domain = {DOMAIN}, {options.seconds:g} s of processor time each; perplexity on {windows} windows of "
+            f"{length} tokens",
             ("", *TESTS, "steps", "time", "zeros"),
             rows,
         )
