@@ -24,6 +24,7 @@ from hubprune.demo import GENERAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import ConfigError, CorpusError, UsageError
 from hubprune.readme import read_readme
 from hubprune.training import distillation
+from hubprune.verifier import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPORA = {"general": GENERAL_ID, "domain": MEDICAL_ID}
@@ -152,15 +153,22 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_a_checkpoint_a_recovery_ends_with_the_same_losses(
-    when: str, pruned: Any, tmp_path: Path, capsys
-) -> None:
+@pytest.fixture(scope="module")
+def alone(pruned: Any) -> tuple[list[str], Any]:
+    """The words of a recovery, and the record of one that was left alone."""
     brief = {**BRIEF, "steps": 9}
     words = ["recover", str(pruned[1]), *(f"--{key.replace('_', '-')}={value}" for key, value in brief.items())]
     words += ["--eval", "none"]
-    assert main([*words, "--out", str(tmp_path / "alone")]) == 0
-    words += ["--out", str(tmp_path / "killed")]
+    assert main([*words, "--out", str(pruned[1].parent / "alone")]) == 0
+    return words, PruningReport.load(pruned[1].parent / "alone").recovery
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_a_checkpoint_a_recovery_ends_with_the_same_losses(
+    when: str, alone: Any, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(CHECKS, "reload")  # it starts one more process
+    words, whole = [*alone[0], "--out", str(tmp_path / "killed")], alone[1]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, when, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -175,10 +183,10 @@ def test_killed_at_a_checkpoint_a_recovery_ends_with_the_same_losses(
     assert main([*words, "--rank", "2"]) == 2
     assert "unfinished run about something else" in capsys.readouterr().err
     assert main(words) == 0
-    alone, again = (PruningReport.load(tmp_path / name).recovery for name in ("alone", "killed"))
-    assert [point.step for point in again.curve] == [point.step for point in alone.curve]
-    assert again.curve[-1].training == pytest.approx(alone.curve[-1].training, abs=1e-4)
-    assert again.curve[-1].held_out == pytest.approx(alone.curve[-1].held_out, abs=1e-4)
+    again = PruningReport.load(tmp_path / "killed").recovery
+    assert [point.step for point in again.curve] == [point.step for point in whole.curve]
+    assert again.curve[-1].training == pytest.approx(whole.curve[-1].training, abs=1e-4)
+    assert again.curve[-1].held_out == pytest.approx(whole.curve[-1].held_out, abs=1e-4)
     assert not (tmp_path / ".killed-recovery").exists()
 
 
@@ -260,8 +268,14 @@ def test_token_ids_of_the_users_own_are_cut_to_the_shares(pruned: Any) -> None:
 
 
 def test_text_that_is_measured_on_is_not_trained_on(pruned: Any) -> None:
+    ids = torch.randint(3, 500, (8, 16), generator=torch.Generator().manual_seed(0))
     with pytest.raises(CorpusError, match="evaluation text must not be calibration text"):
-        copy.deepcopy(pruned[0]).recover(domain=["one text"] * 8, evaluation={"same": ["one text"] * 8}, **BRIEF)
+        copy.deepcopy(pruned[0]).recover(domain=ids, evaluation={"same": ids}, progress=False)
+    texts = [f"note {number} of a ward " * 20 for number in range(8)]
+    model = copy.deepcopy(pruned[0])
+    fields = {**BRIEF, "steps": 1, "sequence_length": 16, "domain_ratio": 1.0}
+    facts = model.recover(**fields, domain=texts, evaluation={"two": texts[:2]}, progress=False).recovery
+    assert not any(sample.startswith(("note 0", "note 1")) for corpus in facts.corpora for sample in corpus.samples)
 
 
 def test_what_cannot_be_recovered_is_refused_before_anything_is_done(pruned: Any, tmp_path: Path) -> None:
