@@ -28,7 +28,7 @@ from hubprune.cli.app import build
 from hubprune.cli.prune import Request, read_request
 from hubprune.corpora import CorpusConfig, SourceConfig
 from hubprune.errors import AccessError, NotFoundError
-from hubprune.facts import CorpusFacts, SourceFacts, Verification
+from hubprune.facts import Verification
 from hubprune.fields import ALIASES
 from hubprune.presets import METHODS
 from hubprune.recipe import cli_recipe
@@ -190,7 +190,8 @@ def test_methods_lists_every_method_with_its_options(call: Call) -> None:
     for method in METHODS.values():
         assert re.search(rf"^  {method.name} +{re.escape(method.summary)}", out, re.MULTILINE)
         assert f"arXiv:{method.arxiv}" in out or not method.arxiv
-        assert f"scope {method.scope}, application {method.application}" in out
+        competes = f"scope {method.scope}" if method.unit == "weight" else f"unit {method.unit}"
+        assert f"{competes}, application {method.application}" in out
         assert all(f"--option {name}=" in out for name in method.options)
     assert "--option form=dual|additive|paper (without it: dual)" in out
     assert "needs no text" in out
@@ -203,7 +204,7 @@ def test_methods_lists_every_method_with_its_options(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["prune", "m", "--method", "d-prunner", "--out", "x"], "did you mean 'd-pruner'?"),
+        (["prune", "m", "--method", "d-prunner", "--out", "x"], "did you mean 'd-pruner' or 'cus-prun'?"),
         (["prune", "m", "--method", "wanda", "--sparsity", "1", "--domain", "d", "--out", "x"], "below 1, got 1.0"),
         (["prune", "m", "--method", "wanda", "--sparsity", "-0.1", "--domain", "d", "--out", "x"], "at least 0"),
         (["prune", "m", "--method", "magnitude", "--pattern", "5:4", "--out", "x"], "got 5:4"),
@@ -312,20 +313,6 @@ def test_texts_have_four_names_on_the_command_line_and_in_a_file(tmp_path: Path)
     assert filed["language"].sources == (german,)
     assert filed["task"].texts == ("one text", "another")
     assert filed["task"].packing is True
-
-
-def test_a_warning_about_shared_text_looks_at_the_filters() -> None:
-    report = prune_by_hand(tiny_model())
-    used = SourceFacts("org/texts", "c", "train", filters=[("lang", "de"), ("year", "2020")])
-    report.corpora = [CorpusFacts("language", [used]), CorpusFacts("task", [SourceFacts("org/exams")])]
-
-    def told(filters: list[tuple[str, str]]) -> int:
-        text = CorpusFacts("held", [SourceFacts("org/texts", "c", "train", filters=filters)])
-        return len(tables.calibrated_on(report, [text, text]))
-
-    assert told([]) == told([("lang", "de")]) == told([("kind", "x")]) == 1
-    assert told([("lang", "en")]) == told([("lang", "de"), ("year", "2021")]) == 0
-    assert tables.calibrated_on(None, [CorpusFacts("held", [used])]) == []
 
 
 def test_what_is_not_said_is_the_default() -> None:

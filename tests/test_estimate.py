@@ -55,7 +55,7 @@ def planned(folder, method="d-pruner", *, family="llama", dtype=None, corpora=No
     for name, value in (model or {}).items():
         setattr(config, name, value)
     config.save_pretrained(folder)
-    texts = (CORPORA if METHODS[method].corpora else {}) if corpora is None else corpora
+    texts = ({} if method == "magnitude" else CORPORA) if corpora is None else corpora
     opening = Opening(str(folder), None, {} if dtype is None else {"dtype": dtype})
     if METHODS[method].corpora == ("task",):
         task = corpus_from_tokens(texts["domain"], "task")

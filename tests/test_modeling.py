@@ -121,7 +121,9 @@ def test_the_door_inside_transformers_gives_the_same_plain_model(model, tmp_path
 
 
 def test_the_door_inside_transformers_refuses_at_once_and_keeps_the_token_to_itself():
-    with pytest.raises(ConfigError, match=r"unknown method 'wander': did you mean 'wanda' or 'magnitude'\?"):
+    with pytest.raises(
+        ConfigError, match=r"unknown method 'wander': did you mean 'wanda' or 'wanda-sp' or 'magnitude'\?"
+    ):
         PruneOnLoadConfig(method="wander")
     with pytest.raises(ConfigError, match="needs a general corpus"):
         PruneOnLoadConfig(method="d-pruner", domain=MEDICAL_ID)
@@ -225,7 +227,10 @@ class TestRefused:
 
     def test_unknown_method(self):
         self.refused(
-            ConfigError, r"unknown method 'd-prunner': did you mean 'd-pruner'\?", method="d-prunner", **CORPORA
+            ConfigError,
+            r"unknown method 'd-prunner': did you mean 'd-pruner' or 'cus-prun'\?",
+            method="d-prunner",
+            **CORPORA,
         )
 
     @pytest.mark.parametrize("sparsity", [1.0, -0.1, 50])

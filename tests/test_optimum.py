@@ -31,7 +31,7 @@ def test_optimum_lists_the_command_and_its_options(tmp_path: Path) -> None:
     assert "prune" in optimum_cli(tmp_path, "--help").stdout
     shown = optimum_cli(tmp_path, "prune", "--help").stdout
     assert "-m MODEL" in shown
-    for option in ("--task", "--method", "--sparsity", "--pattern", "--domain", "--push", "--dry-run"):
+    for option in ("--task", "--method", "--sparsity", "--pattern", "--domain", "--task-text", "--push", "--dry-run"):
         assert f"\n  {option}" in shown
 
 

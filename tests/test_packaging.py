@@ -83,9 +83,13 @@ def test_optimum_finds_the_command_in_an_unpacked_wheel(wheel: Path, tmp_path: P
         archive.extractall(tmp_path / "site")
     code = (
         "from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands as load; "
-        "print([command.COMMAND.name for command, _ in load()])"
+        "import optimum.commands.register as register; print({command.COMMAND.name for command, _ in load()}, "
+        "*register.__path__)"
     )
-    assert run_python(code, tmp_path / "site", tmp_path) == "['prune']"
+    # An installation of this source tree, where there is one, registers the same command beside it.
+    names, *places = run_python(code, tmp_path / "site", tmp_path).split()
+    assert names == "{'prune'}"
+    assert str(tmp_path / "site" / "optimum" / "commands" / "register") in places
 
 
 def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None:

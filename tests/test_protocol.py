@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hubprune.corpora import CorpusConfig, parse_source
@@ -35,7 +37,7 @@ def test_what_is_asked_for_wins() -> None:
 
 def test_a_config_of_ones_own_keeps_its_numbers() -> None:
     own = CorpusConfig(texts=("a text",), num_samples=5, sequence_length=16)
-    assert Protocol().corpus("x", own)[0] == own
+    assert Protocol().corpus("x", own)[0] == replace(own, packing=True)  # text is packed, unless it is told apart
     assert Protocol(num_samples=2).corpus("x", own)[0].num_samples == 2
     separate = CorpusConfig(texts=("a text",), packing=False)
     assert Protocol().corpus("x", separate)[1].layout == "separate"

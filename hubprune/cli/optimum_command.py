@@ -1,7 +1,8 @@
 """``optimum-cli prune``: the options of ``hubprune prune`` in the form of optimum's other commands.
 
 The model is named with ``-m``, the folder to write comes last, and ``--task`` is resolved by optimum's
-``TasksManager``, as in ``optimum-cli export``. Everything else is the same option with the same meaning.
+``TasksManager``, as in ``optimum-cli export``; the text of a task is ``--task-text``. Everything else is the same
+option with the same meaning.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PruneCommand(BaseOptimumCLICommand):
         )
         parser.add_argument("output", nargs="?", help="Folder to write; may be left out with --push or --dry-run.")
         for option in _options():
-            words = [*option.opts, *option.secondary_opts]
+            words = ["--task-text"] if option.name == "task" else [*option.opts, *option.secondary_opts]
             if option.is_flag:
                 parser.add_argument(*option.opts, action="append_const", const=option.opts[0], **_shared(option))
                 if option.secondary_opts:
@@ -59,7 +60,7 @@ class PruneCommand(BaseOptimumCLICommand):
             sys.exit(MISTAKE)
         words = ["prune", given["model"]]
         for option in _options():
-            for value in given.get(option.name) or ():
+            for value in given.get(_place(option)) or ():
                 words += [value] if option.is_flag else [option.opts[0], value]
         if given["output"] is not None:
             words += ["--out", given["output"]]
@@ -77,8 +78,13 @@ def _options() -> list[Any]:
     return [p for p in command.params if p.param_type_name == "option" and p.name not in OWN]
 
 
+def _place(option: Any) -> str:
+    """Where the parser keeps an option: ``task`` is optimum's own."""
+    return "task_text" if option.name == "task" else str(option.name)
+
+
 def _shared(option: Any) -> dict[str, Any]:
-    return {"dest": option.name, "default": None, "help": (option.help or "").replace("%", "%%")}
+    return {"dest": _place(option), "default": None, "help": (option.help or "").replace("%", "%%")}
 
 
 def check_task(task: str, model: str, revision: str | None = None, **loading: Any) -> type:

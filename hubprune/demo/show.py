@@ -126,6 +126,7 @@ def _environment(hub: Mapping[str, str], cache: Path) -> dict[str, str]:
     own = {
         "HF_HOME": str(cache.resolve()),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MPLCONFIGDIR": str(cache.resolve() / "matplotlib"),
         # A second thread has nothing to do in so small a model, and on a busy machine the first would wait for it.
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
