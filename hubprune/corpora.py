@@ -118,7 +118,7 @@ class CorpusConfig:
             problems.append("a corpus needs either data sets or texts, got " + ("both" if self.texts else "neither"))
         if self.sequence_length is not None:
             problems += count_problems(self, {"sequence_length": (2, " tokens")})
-        if self.join is not None and not (isinstance(self.join, str) and self.packing):
+        if self.join is not None and (not isinstance(self.join, str) or self.packing is False):
             problems.append(
                 f"join is a string, and joined documents are packed, got {self.join!r} and packing={self.packing}"
             )

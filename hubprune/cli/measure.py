@@ -23,8 +23,6 @@ from hubprune.cli.options import (
     TrustOption,
     labelled,
 )
-from hubprune.protocol import Protocol
-from hubprune.report import PruningReport
 
 TASK_PANEL = "Tasks"
 
@@ -112,6 +110,9 @@ def evaluate(
 ) -> None:
     """Measure a model beside its base: perplexity and how it was measured, tasks, answers, size, speed."""
     texts, others = labelled(text or ()), labelled(beside or ())
+    from hubprune.protocol import Protocol
+    from hubprune.report import PruningReport
+
     report = PruningReport.load(model) if record else None
     Protocol.named(protocol)
     keywords = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code, "token": token}
