@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hubprune.architecture import evaluation_mode
+from hubprune.architecture import evaluation_mode, is_paired
 from hubprune.outcomes import Answer
 
 PROMPTS = (
@@ -42,7 +42,7 @@ def write_answers(
     """Let a model go on from each prompt; the model is left as it was.
 
     Args:
-        model: A causal language model.
+        model: A causal language model or an encoder-decoder.
         tokenizer: Its tokenizer.
         variant: What the rows are called.
         prompts: The prompts.
@@ -68,7 +68,7 @@ def greedy(model: Any, ids: torch.Tensor, new_tokens: int, ends: frozenset[int] 
     """Write the likeliest token again and again.
 
     Args:
-        model: A causal language model, in evaluation mode.
+        model: A causal language model or an encoder-decoder, in evaluation mode.
         ids: The prompt, ``(1, T)``.
         new_tokens: Tokens to write, at most.
         ends: Token ids that end the text.
@@ -78,8 +78,12 @@ def greedy(model: Any, ids: torch.Tensor, new_tokens: int, ends: frozenset[int] 
     """
     written: list[int] = []
     part, cache = ids.to(model.device), None
+    name, known = "input_ids", {}
+    if is_paired(model.config):
+        name, known = "decoder_input_ids", {"encoder_outputs": model.get_encoder()(input_ids=part)}
+        part = torch.full_like(part[:, :1], model.config.decoder_start_token_id)
     for _ in range(new_tokens):
-        out = model(input_ids=part, past_key_values=cache, use_cache=True)
+        out = model(**{name: part}, **known, past_key_values=cache, use_cache=True)
         part, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
         if int(part) in ends:
             break

@@ -17,6 +17,7 @@ class BaseFacts:
         commit: The commit it resolved to; None for a local folder.
         model_type: ``config.model_type``.
         architecture: Class name in ``config.architectures``.
+        loader: Class of transformers that loads it by its name.
         dtype: Weight type, such as ``bfloat16``.
         trust_remote_code: Whether the user let the repository's own code run.
         gated: Whether the Hub asks for consent before a download.
@@ -29,10 +30,16 @@ class BaseFacts:
     commit: str | None = None
     model_type: str = ""
     architecture: str = ""
+    loader: str = "AutoModelForCausalLM"
     dtype: str = ""
     trust_remote_code: bool = False
     gated: bool = False
     card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def paired(self) -> bool:
+        """Whether it is an encoder-decoder."""
+        return self.loader == "AutoModelForSeq2SeqLM"
 
 
 @dataclass
@@ -232,7 +239,7 @@ class Perplexity:
         sources: Data sets of the text.
         fingerprint: Fingerprint of the text.
         layout: How the text was laid out: ``packed`` (documents one after the other), ``joined`` (by ``join``, before
-            they became tokens) or ``separate`` (each by itself).
+            they became tokens), ``separate`` (each by itself) or ``answers`` (of examples, given their questions).
         join: What stands between joined documents.
         text_bytes: UTF-8 bytes of the text that the predicted tokens stand for; None where the tokenizer does not say.
         bits_per_byte: Bits that the model needs for a byte of text; the same for any vocabulary. None likewise.

@@ -13,10 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune import environment
 from hubprune.activations import Activations
 from hubprune.allocation import allocate, blocks_of, weights_in
-from hubprune.architecture import Matrix, check_pattern_fits, check_supported, describe, find_matrices, max_length
+from hubprune.architecture import (
+    Matrix,
+    check_pattern_fits,
+    check_supported,
+    describe,
+    find_matrices,
+    is_encoder,
+    is_paired,
+    max_length,
+)
 from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
+from hubprune.corpora import TASK
 from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.errors import ConfigError, UsageError
@@ -24,6 +34,7 @@ from hubprune.facts import Totals
 from hubprune.layers import choose_layers
 from hubprune.loop import Loop
 from hubprune.removal import kept_layers
+from hubprune.engine import Engine
 from hubprune.replay import Replay
 from hubprune.report import PruningReport
 from hubprune.sparsity import Structured, Unstructured
@@ -31,6 +42,7 @@ from hubprune.unit_criterion import UnitCriterion
 from hubprune.unitwise import Unitwise
 from hubprune.weights import Touched, Weights, touched_by, weights_of
 from hubprune.weightwise import Weightwise
+from hubprune.whole import engine_of
 from hubprune.work import Journal
 
 CorpusLike = Any  # a Corpus, a tensor of token ids (n, T), or anything config.parse_corpus reads
@@ -88,7 +100,7 @@ def prune(
     work = _Work(weights, config, criterion)
     _check_place(weights, journal, config)
     weights.check_finite()
-    loaded = {name: _as_corpus(name, value, tokenizer, model, config.seed, progress) for name, value in given.items()}
+    loaded = {name: _as_corpus(name, value, tokenizer, model, config, progress) for name, value in given.items()}
     for corpus in loaded.values():
         check_fits(corpus, model)
     report = PruningReport(
@@ -102,7 +114,7 @@ def prune(
     )
     if not work.layers:
         report.untouched_sha256 = weights.untouched_sha256(work.touched)
-    with Replay(weights) as replay:
+    with engine_of(weights) as replay:
         work.run(replay, loaded, report, journal, activations or Activations(), progress)
     if work.layers:
         stay = kept_layers(report.units) or []
@@ -151,7 +163,7 @@ class _Work:
 
     def run(
         self,
-        replay: Replay,
+        replay: Engine,
         corpora: Mapping[str, Corpus],
         report: PruningReport,
         journal: Journal,
@@ -163,6 +175,7 @@ class _Work:
         if self.layers:
             kept = {"activations": activations, "progress": progress}
             assert isinstance(self.criterion, BlockInfluence)  # the config lets no other one remove layers
+            assert isinstance(replay, Replay)  # asked before
             report.units = [choose_layers(replay, self.criterion, corpora, size, self.layers, journal, **kept)]
             return
         chooser: Chooser
@@ -190,7 +203,7 @@ class _Work:
 
 
 def _as_corpus(
-    name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, seed: int, progress: bool
+    name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, config: PruningConfig, progress: bool
 ) -> Corpus:
     if isinstance(value, Corpus):
         return value.named(name)
@@ -200,7 +213,16 @@ def _as_corpus(
         raise ConfigError(
             f"the {name} corpus is text, and text needs a tokenizer, got None: give it, or give token ids (n, T)"
         )
-    return load_corpus(value, tokenizer, name=name, max_length=max_length(model.config), progress=progress, seed=seed)
+    return load_corpus(
+        value,
+        tokenizer,
+        name=name,
+        max_length=max_length(model.config),
+        progress=progress,
+        pairs=is_paired(model.config),
+        questions=config.pseudo_labels and name == TASK,
+        seed=config.seed,
+    )
 
 
 def _check_place(weights: Weights, journal: Journal, config: PruningConfig) -> None:

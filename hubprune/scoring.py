@@ -12,7 +12,7 @@ from hubprune.architecture import Matrix
 from hubprune.criterion import Criterion
 from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, Need
-from hubprune.replay import Flow, GradientSink, Replay
+from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.sweeps import Sinks
 
 
@@ -41,7 +41,7 @@ class Scoring:
         overlap_of: Jaccard index of what two corpora alone would have removed, by the name of the matrix.
     """
 
-    def __init__(self, replay: Replay, criterion: Criterion, damping: float) -> None:
+    def __init__(self, replay: Engine, criterion: Criterion, damping: float) -> None:
         self.replay, self.criterion, self.damping = replay, criterion, damping
         self.evidence = Evidence(criterion, damping, ())
         self.unranked: list[str] = []

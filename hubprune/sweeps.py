@@ -13,9 +13,11 @@ import torch
 
 from hubprune.activations import Activations, Kept, on_device
 from hubprune.architecture import Matrix
+from hubprune.calibration import Corpus
+from hubprune.engine import GradientSink
 from hubprune.inputs import InputSink
 from hubprune.recording import Batch
-from hubprune.replay import GradientSink, Replay
+from hubprune.replay import Replay
 
 Sinks = Sequence[InputSink]
 Finish = Callable[[int, Mapping[str, Kept]], None]
@@ -48,6 +50,10 @@ class Sweeps:
 
     def __init__(self, replay: Replay, by_block: Sequence[Sequence[Matrix]], activations: Activations) -> None:
         self.replay, self.by_block, self.activations = replay, by_block, activations
+
+    def read(self, corpus: Corpus, size: int, front: Sequence[torch.Tensor] = ()) -> Stream:
+        """Embed a corpus, at most ``size`` of its sequences at a time; otherwise as ``open``."""
+        return self.open(corpus.batches(size), front)
 
     def open(self, batches: Iterable[torch.Tensor], front: Sequence[torch.Tensor] = ()) -> Stream:
         """Embed sequences.

@@ -23,7 +23,7 @@ from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, needs_of
 from hubprune.facts import MatrixFacts, UnitFacts, pack_removed
 from hubprune.removal import Cut
-from hubprune.replay import GradientSink, Replay
+from hubprune.engine import Engine, GradientSink
 from hubprune.scoring import Scoring
 from hubprune.stats import Hessian
 from hubprune.sweeps import Sinks
@@ -48,7 +48,7 @@ class Unitwise(Chooser):
 
     def __init__(
         self,
-        replay: Replay,
+        replay: Engine,
         config: PruningConfig,
         criterion: Criterion,
         groups: Sequence[Group],
@@ -65,6 +65,8 @@ class Unitwise(Chooser):
         self.by_block: list[list[Group]] = [[] for _ in replay.blocks]
         for group in groups:
             self.by_block[group.block].append(group)
+        self.whole_model = any(group.tied for group in groups)  # the same units go from several blocks
+        self.tied: dict[str, dict[Group, torch.Tensor]] = {}
         self.replay = replay
         self.scoring = Scoring(replay, criterion, config.damping)
         self.keep: dict[str, torch.Tensor] = {}
@@ -89,7 +91,7 @@ class Unitwise(Chooser):
         return self.matrices(index) if self.by_units is not None else ()
 
     def _needs(self, scores: bool) -> Any:
-        at_once = scores and self.gradients is None
+        at_once = scores and self.gradients is None and not self.whole_model
         wanted = scores and self.by_units is None
         return needs_of(self.criterion, scores=wanted, compensation=self.repairs and (at_once or not scores))
 
@@ -119,9 +121,11 @@ class Unitwise(Chooser):
         return sinks
 
     def seen(self, index: int) -> None:
-        """Keep what is needed until gradients are known."""
+        """Keep what is needed until gradients are known, or choose at once."""
         if self.units is None:
             self.scoring.summarise(self.matrices(index))
+        if self.gradients is None:
+            self.decide(index)
 
     def attribute(self, index: int, losses: Mapping[str, list[float]]) -> GradientSink:
         """Begin with the gradients of a block."""
@@ -137,11 +141,27 @@ class Unitwise(Chooser):
         """Choose in a block of the dense model."""
         for group in self.by_block[index]:
             self._choose(group)
+        if not self.whole_model:
+            self._write(index)
+        self._forget(index)
+
+    def decide_on_all(self) -> None:
+        """Choose units that go from several blocks, by the mean of their scores there, each over that of its block."""
+        for scored in self.tied.values():
+            total = torch.stack([scores / _size(scores) for scores in scored.values()]).mean(dim=0)
+            keep = masks.keep_block(total[None], self.removed[next(iter(scored)).name])[0]
+            for group, scores in scored.items():
+                self._note_choice(group, keep, scores, {})
+        self.tied.clear()
+        for index in range(len(self.by_block)):
+            self._write(index)
+
+    def _write(self, index: int) -> None:
+        """Mask what was chosen in a block, unless it is to be repaired first."""
         if not self.repairs:
             for group in self.by_block[index]:
                 self._mask(group)
             self._record(index)
-        self._forget()
 
     def prune(self, index: int) -> None:
         """Choose in a block, unless that is done; repair, and mask."""
@@ -155,12 +175,12 @@ class Unitwise(Chooser):
                 self._repair(group)
             self._mask(group)
         self._record(index)
-        self._forget()
+        self._forget(index)
 
-    def _forget(self) -> None:
+    def _forget(self, index: int) -> None:
         self.scoring.forget()
         if self.units is not None:
-            self.units.forget()
+            self.units.forget(self.by_block[index])
 
     def _choose(self, group: Group) -> None:
         """Score the units of a group and mark the lowest."""
@@ -171,7 +191,10 @@ class Unitwise(Chooser):
             explained: dict[str, Any] = {}
         else:
             scores, keep, explained = self._choose_by_units(self.units, group, removed)
-        self._note_choice(group, keep.cpu(), scores.cpu(), explained)
+        if group.tied:
+            self.tied.setdefault(group.tied, {})[group] = scores.cpu()
+        else:
+            self._note_choice(group, keep.cpu(), scores.cpu(), explained)
 
     def _choose_by_units(
         self, known: UnitEvidence, group: Group, removed: int
@@ -337,6 +360,11 @@ def _axis(part: Slice) -> int:
     """Axis of a part of a matrix as ``(d_out, d_in)``: 0 for rows, 1 for columns."""
     transposed = part.matrix is not None and part.matrix.transposed
     return 1 - part.axis if transposed else part.axis
+
+
+def _size(scores: torch.Tensor) -> torch.Tensor:
+    """The mean magnitude of scores, a scalar."""
+    return scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def _disagreements(rows: Sequence[UnitFacts]) -> list[str]:

@@ -17,7 +17,7 @@ from hubprune.criterion import Criterion
 from hubprune.errors import NumericalError
 from hubprune.evidence import needs_of
 from hubprune.facts import MatrixFacts, UnitFacts
-from hubprune.replay import GradientSink, Replay
+from hubprune.engine import Engine, GradientSink
 from hubprune.scoring import Scoring
 from hubprune.sparsity import NM, Structured, Unstructured
 from hubprune.sweeps import Sinks
@@ -34,7 +34,7 @@ class Weightwise(Chooser):
     """
 
     def __init__(
-        self, replay: Replay, config: PruningConfig, criterion: Criterion, matrices: Sequence[Matrix]
+        self, replay: Engine, config: PruningConfig, criterion: Criterion, matrices: Sequence[Matrix]
     ) -> None:
         super().__init__()
         self.config, self.criterion = config, criterion
