@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from hubprune.architecture import evaluation_mode, is_paired
+from hubprune.labelling import end_tokens
 from hubprune.outcomes import Answer
 
 PROMPTS = (
@@ -53,7 +54,7 @@ def write_answers(
     bar = tqdm(
         prompts, desc=f"Answers of the {variant} model", unit="prompt", disable=not progress, delay=2, leave=False
     )
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     with bar, evaluation_mode(model), torch.no_grad():
         for prompt in bar:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
@@ -116,12 +117,6 @@ def _problem(text: str, written: Sequence[int], share: float) -> str:
     if broken > MOST_BROKEN * len(text):
         return f"holds characters that are none ({broken} of {len(text)})"
     return ""
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    given = own if isinstance(own, list | tuple) else [own]
-    return frozenset(int(end) for end in (*given, tokenizer.eos_token_id) if end is not None)
 
 
 def gibberish(rows: Sequence[Answer], base: str = "base") -> list[str]:

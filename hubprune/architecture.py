@@ -136,7 +136,8 @@ def check_supported(config: PretrainedConfig, *, paired: bool = True) -> None:
     if is_paired(config):
         if not paired:
             raise UnsupportedModelError(
-                f"{name} is an encoder-decoder ({config.model_type}), and this is for decoder language models: give one"
+                f"{name} is an encoder-decoder ({config.model_type}), and this is for decoder language models: "
+                "give one"
             )
         if config.model_type not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             raise UnsupportedModelError(

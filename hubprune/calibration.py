@@ -356,7 +356,7 @@ def _count(
         examples=len(answers),
         distinct_answers=len({*labels}),
     )
-    unsaid = {"fingerprint", "samples"} | ({"join"} if facts.join is None else set())
+    unsaid = {"fingerprint", "samples", "labelled", "dropped"} | ({"join"} if facts.join is None else set())
     said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in unsaid}
     said["answers"] = list(answers)
     return replace(counted, fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

@@ -81,6 +81,8 @@ class CorpusFacts:
         passed_over: Examples left out because their answer alone is longer than a sequence.
         join: What stands between documents that were made one text before it became tokens; None where each became
             tokens by itself.
+        labelled: Of a task without labels, questions that the model itself answered.
+        dropped: Questions that were left out because it was not sure enough of its answer.
     """
 
     name: str
@@ -97,6 +99,8 @@ class CorpusFacts:
     distinct_answers: int = 0
     passed_over: int = 0
     join: str | None = None
+    labelled: int = 0
+    dropped: int = 0
 
 
 @dataclass

@@ -181,7 +181,11 @@ class _Reader:
 
     def __init__(self, tokenizer: Any, base: Opening, config: PruningConfig, progress: bool) -> None:
         self.tokenizer, self.config, self.token = tokenizer, config, base.keywords.get("token")
-        self.kept = {"max_length": max_length(base.config), "pairs": is_paired(base.config), "progress": progress}
+        self.kept: dict[str, Any] = {
+            "max_length": max_length(base.config),
+            "pairs": is_paired(base.config),
+            "progress": progress,
+        }
 
     def _load(self, value: Any, name: str, **more: Any) -> Corpus:
         return load_corpus(value, self.tokenizer, name=name, token=self.token, **self.kept, **more)

@@ -20,8 +20,8 @@ from hubprune import ranks
 from hubprune.activations import Activations, Kept
 from hubprune.calibration import Corpus
 from hubprune.choosing import BACKWARD, FORWARD, PRUNE, REPAIR, Chooser
-from hubprune.errors import OutputError
 from hubprune.engine import Engine
+from hubprune.errors import OutputError
 from hubprune.report import PruningReport
 from hubprune.sweeps import Sinks, front_of
 from hubprune.whole import sweeps_of

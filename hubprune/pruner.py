@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,14 +28,16 @@ from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_co
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
 from hubprune.corpora import TASK
+from hubprune.criteria.attribution import Attribution
 from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
-from hubprune.errors import ConfigError, UsageError
+from hubprune.engine import Engine
+from hubprune.errors import ConfigError, UnsupportedModelError, UsageError
 from hubprune.facts import Totals
+from hubprune.labelling import label
 from hubprune.layers import choose_layers
 from hubprune.loop import Loop
 from hubprune.removal import kept_layers
-from hubprune.engine import Engine
 from hubprune.replay import Replay
 from hubprune.report import PruningReport
 from hubprune.sparsity import Structured, Unstructured
@@ -42,7 +45,7 @@ from hubprune.unit_criterion import UnitCriterion
 from hubprune.unitwise import Unitwise
 from hubprune.weights import Touched, Weights, touched_by, weights_of
 from hubprune.weightwise import Weightwise
-from hubprune.whole import engine_of
+from hubprune.whole import engine_of, sweeps_of
 from hubprune.work import Journal
 
 CorpusLike = Any  # a Corpus, a tensor of token ids (n, T), or anything config.parse_corpus reads
@@ -59,13 +62,14 @@ def prune(
     journal: Journal | None = None,
     activations: Activations | None = None,
 ) -> PruningReport:
-    """Prune a decoder language model: in place, or block by block into a work folder.
+    """Prune a language model: in place, or for a decoder block by block into a work folder.
 
     In a ``torch.distributed`` program every process calls this with the same arguments; each runs its part of the
     sequences, and all end with the same weights.
 
     Args:
-        model: The model. Where its blocks are on disk, the result goes to the journal's folder.
+        model: The model: a decoder, an encoder-decoder, or an encoder with a method that needs no loss. Where its
+            blocks are on disk, the result goes to the journal's folder.
         tokenizer: Its tokenizer; None when every corpus is given as token ids.
         config: What to prune and how.
         corpora: Calibration text by name (``general``, ``domain``, ``language``, ``task``): a ``Corpus``, token ids
@@ -81,14 +85,16 @@ def prune(
     Raises:
         ConfigError: A corpus the method needs is missing, or a pattern fits nothing.
         CorpusError: A corpus cannot be read or is too short.
-        UnsupportedModelError: The model is quantised, or not a decoder language model.
+        UnsupportedModelError: The model is quantised or no language model, or the method needs a loss that it lacks.
         NumericalError: NaN was met, or a Hessian cannot be factorised.
     """
     config = config or PruningConfig()
     given = dict(corpora or {})
     weights, journal = weights_of(model), journal or Journal()
     model = weights.model
-    check_supported(model.config)
+    encoder = is_encoder(model)
+    if not encoder:
+        check_supported(model.config)
     if criterion is None:
         config.check_corpora(tuple(given))
         criterion = load_criterion(config)
@@ -97,6 +103,8 @@ def prune(
         method = type(criterion).__name__
         config = _for_own_criterion(config, criterion)
         criterion.check_corpora(tuple(given), compensates=config.repairs())
+    if encoder:
+        _check_encoder(model, method, criterion)
     work = _Work(weights, config, criterion)
     _check_place(weights, journal, config)
     weights.check_finite()
@@ -115,6 +123,8 @@ def prune(
     if not work.layers:
         report.untouched_sha256 = weights.untouched_sha256(work.touched)
     with engine_of(weights) as replay:
+        if isinstance(criterion, Attribution) and criterion.pseudo and TASK in loaded:
+            _label(replay, loaded, criterion, tokenizer, report, activations or Activations(), progress)
         work.run(replay, loaded, report, journal, activations or Activations(), progress)
     if work.layers:
         stay = kept_layers(report.units) or []
@@ -125,6 +135,39 @@ def prune(
     report.hardware, report.versions = environment.hardware(), environment.versions()
     model.config.hubprune = report.summary()
     return report
+
+
+def _label(
+    engine: Engine,
+    corpora: dict[str, Corpus],
+    criterion: Attribution,
+    tokenizer: Any,
+    report: PruningReport,
+    activations: Activations,
+    progress: bool,
+) -> None:
+    """Let the model answer the questions of the task itself; corpora and report are brought up to date."""
+    started = time.perf_counter()
+    sweeps = sweeps_of(engine, [[] for _ in engine.blocks], activations)
+    corpora[TASK] = label(
+        sweeps,
+        corpora[TASK],
+        tokenizer=tokenizer,
+        answer_tokens=criterion.answer_tokens,
+        confidence=criterion.confidence,
+        progress=progress,
+    )
+    report.corpora = [corpus.facts for corpus in corpora.values()]
+    report.timings["labels"] = round(time.perf_counter() - started, 3)
+
+
+def _check_encoder(model: PreTrainedModel, method: str, criterion: Criterion) -> None:
+    """Refuse a method that needs the gradient of a loss, for a model that predicts no next token."""
+    if criterion.gradients is not None:
+        raise UnsupportedModelError(
+            f"method {method!r} needs the loss of the next token, and {type(model).__name__} reads both ways and "
+            "predicts none: take magnitude, random, wanda-sp, cus-prun or mutual-information"
+        )
 
 
 def _for_own_criterion(config: PruningConfig, criterion: Criterion) -> PruningConfig:

@@ -191,8 +191,8 @@ class Replay(Engine):
             output = self._run(index, call, hidden)
         if not bool(torch.isfinite(output).all()):
             raise NumericalError(
-                f"activations must be finite, and {self.weights.names[index]} gives NaN or infinity on the calibration "
-                "text: load the model in bfloat16 or float32 (dtype=...)"
+                f"activations must be finite, and {self.weights.names[index]} gives NaN or infinity on the "
+                "calibration text: load the model in bfloat16 or float32 (dtype=...)"
             )
         return output
 
@@ -214,6 +214,21 @@ class Replay(Engine):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def next_logits(self, batch: Batch, boundary: torch.Tensor) -> torch.Tensor:
+        """What the head makes of the last boundary at its last position, ``(b, vocabulary)``.
+
+        Args:
+            batch: One batch.
+            boundary: Output of the last block, ``(b, T, d)``, where that block is.
+        """
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        with torch.no_grad(), self._recorders(answer=boundary):
+            return self._call(self.model, input_ids=batch.token_ids, use_cache=False, **keep).logits[:, -1]
+
+    def forget_calls(self) -> None:
+        """Let go of the arguments of blocks that sequences of one shape share."""
+        self._calls.clear()
 
     def loss_gradient(self, batch: Batch, boundary: torch.Tensor, answer: int = 0) -> tuple[float, torch.Tensor]:
         """Start the backward sweep: the gradient of the loss at the last boundary.

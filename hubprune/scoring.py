@@ -10,9 +10,9 @@ import torch
 from hubprune import ranks
 from hubprune.architecture import Matrix
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, Need
-from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.sweeps import Sinks
 
 

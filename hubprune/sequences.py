@@ -126,7 +126,7 @@ class SequenceReader:
         return True
 
     def _add_pair(self, taken: Taken, document: Document) -> bool:
-        """Add a question that an encoder reads and the answer that a decoder is asked for, which ends in the end token.
+        """Add a question that an encoder reads and the answer that a decoder is asked for, up to the end token.
 
         What is too long loses the beginning of its question. False as for ``_add_example``.
         """

@@ -11,8 +11,8 @@ from hubprune import ranks
 from hubprune.architecture import Matrix
 from hubprune.attention import AttentionWatch
 from hubprune.calibration import Corpus
-from hubprune.inputs import InputSink
 from hubprune.engine import Engine, Flow, GradientSink
+from hubprune.inputs import InputSink
 from hubprune.unit_criterion import Example, UnitCriterion, UnitView
 from hubprune.units import Group
 

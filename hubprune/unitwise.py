@@ -19,11 +19,11 @@ from hubprune.calibration import Corpus
 from hubprune.choosing import QUANTILES, Chooser, note_fields
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, needs_of
 from hubprune.facts import MatrixFacts, UnitFacts, pack_removed
 from hubprune.removal import Cut
-from hubprune.engine import Engine, GradientSink
 from hubprune.scoring import Scoring
 from hubprune.stats import Hessian
 from hubprune.sweeps import Sinks

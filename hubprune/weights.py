@@ -47,7 +47,9 @@ class Weights:
         self.model = model
         stacks = stacks_of(model)
         # The list itself where there is one, as the engine puts recorders in it.
-        self.blocks = stacks[0][1] if len(stacks) == 1 else nn.ModuleList(block for _, each in stacks for block in each)
+        self.blocks = (
+            stacks[0][1] if len(stacks) == 1 else nn.ModuleList(block for _, each in stacks for block in each)
+        )
         self.prefixes = tuple(prefix for prefix, _ in stacks)
         self.names = [f"{prefix}.{index}" for prefix, blocks in stacks for index in range(len(blocks))]
 

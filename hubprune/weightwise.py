@@ -14,10 +14,10 @@ from hubprune.architecture import Matrix
 from hubprune.choosing import REPAIR, Chooser, note_fields
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import needs_of
 from hubprune.facts import MatrixFacts, UnitFacts
-from hubprune.engine import Engine, GradientSink
 from hubprune.scoring import Scoring
 from hubprune.sparsity import NM, Structured, Unstructured
 from hubprune.sweeps import Sinks

@@ -211,6 +211,7 @@ class WholeSweeps:
 
     def __init__(self, engine: Whole, by_block: Sequence[Sequence[Matrix]], activations: Activations) -> None:
         self.engine, self.by_block, self.activations = engine, by_block, activations
+        self.model: Any = engine.model
 
     def read(self, corpus: Corpus, size: int, front: Sequence[torch.Tensor] = ()) -> PairStream:
         """Take the examples of a corpus, one by one."""
@@ -241,6 +242,15 @@ class WholeSweeps:
             self.engine.refresh(index)
             if finish is not None:
                 finish(index, {})
+
+    def next_logits(self, questions: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """What the decoder says comes next, each ``(vocabulary,)``; arguments as ``sweeps.Sweeps.next_logits``."""
+        start = self.model.config.decoder_start_token_id
+        with torch.no_grad():
+            return [
+                self.engine.call(input_ids=ids[None], decoder_input_ids=torch.tensor([[start, *behind]])).logits[0, -1]
+                for ids, behind in zip(questions, answers, strict=True)
+            ]
 
     def loss_gradients(self, stream: Any, answers: Sequence[int] = ()) -> tuple[list[float], list[Kept]]:
         """Each example's loss; for one that counts answers only, the sum over its tokens, otherwise the mean."""
@@ -279,9 +289,7 @@ def engine_of(weights: Weights) -> Engine:
     return Whole(weights) if is_paired(weights.model.config) else Replay(weights)
 
 
-def sweeps_of(
-    engine: Engine, by_block: Sequence[Sequence[Matrix]], activations: Activations
-) -> Sweeps | WholeSweeps:
+def sweeps_of(engine: Engine, by_block: Sequence[Sequence[Matrix]], activations: Activations) -> Sweeps | WholeSweeps:
     """The sweeps of an engine."""
     if isinstance(engine, Whole):
         return WholeSweeps(engine, by_block, activations)
