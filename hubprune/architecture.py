@@ -96,7 +96,8 @@ def is_encoder(model: PreTrainedModel) -> bool:
     """Whether a model reads both ways and predicts no next token, as BERT does."""
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
     known = {causal} if isinstance(causal, str) else {*(causal or ())}
-    decodes = known & {kind.__name__ for kind in type(model).__mro__}
+    names = {kind.__name__ for kind in type(model).__mro__}
+    decodes = bool(known & names) or any(name.endswith("ForCausalLM") for name in names)
     return model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes and not is_paired(model.config)
 
 
@@ -115,12 +116,13 @@ def reading(model: Any, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": token_ids, **({"decoder_input_ids": token_ids} if is_paired(model.config) else {})}
 
 
-def check_supported(config: PretrainedConfig, *, paired: bool = True) -> None:
+def check_supported(config: PretrainedConfig, *, paired: bool = True, encoder: bool = False) -> None:
     """Refuse what cannot be pruned, from the config alone, before any weight is downloaded.
 
     Args:
         config: The model's config.
         paired: Whether an encoder-decoder will do as well as a decoder language model.
+        encoder: Whether an encoder will do.
 
     Raises:
         UnsupportedModelError: The model is quantised, or is no language model of a kind that will do.
@@ -147,6 +149,8 @@ def check_supported(config: PretrainedConfig, *, paired: bool = True) -> None:
         return
     if getattr(config, "vision_config", None) is not None:
         raise UnsupportedModelError(f"{name} also reads images ({config.model_type}): give the text-only variant")
+    if encoder:
+        return
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []

@@ -235,6 +235,11 @@ def corpus_from_tokens(token_ids: torch.Tensor, name: str = "corpus") -> Corpus:
     return Corpus(name, sequences, _count(CorpusFacts(name=name, packing=False), sequences), keys)
 
 
+def as_questions(corpus: Corpus) -> Corpus:
+    """The corpus as questions whose answers are still to come, unless it has answers."""
+    return corpus if corpus.answers else replace(corpus, answers=tuple(map(len, corpus.sequences)))
+
+
 def held_out(config: CorpusConfig, *, num_samples: int, token: str | bool | None = None) -> CorpusConfig | None:
     """Find text like that of a corpus that it does not use: the test or validation splits of its data sets.
 

@@ -106,8 +106,16 @@ def choose(memory: Memory, limit: int | None, budget: int | None = None, card: i
         said, fits = f"{said}, free on the GPU: {size(card)}", False
     if fits:
         return Choice(False, budget, f"the whole model in memory takes about {size(whole)} ({said})")
-    if memory.needs_all:
-        raise ConfigError(f"{memory.needs_all}, which takes about {size(whole)}, got {said}: give it more memory")
+    if memory.scores:
+        raise ConfigError(
+            f"scope 'model' compares the scores of all weights at once, which takes about {size(whole)}, got {said}: "
+            "choose another scope, or give it more memory"
+        )
+    if memory.paired:
+        raise ConfigError(
+            "an encoder-decoder is pruned whole in memory and cannot be streamed from disk; that takes about "
+            f"{size(whole)}, got {said}: give it more memory, or take shorter sequences"
+        )
     least = memory.streamed(budget or 0)
     if least > room and limit is not None:
         raise ConfigError(

@@ -17,12 +17,12 @@ class BaseFacts:
         commit: The commit it resolved to; None for a local folder.
         model_type: ``config.model_type``.
         architecture: Class name in ``config.architectures``.
-        loader: Class of transformers that loads it by its name.
         dtype: Weight type, such as ``bfloat16``.
         trust_remote_code: Whether the user let the repository's own code run.
         gated: Whether the Hub asks for consent before a download.
         card: Metadata of the base's model card that the new card carries over (licence, languages, tags, pipeline
             tag).
+        loader: Class of transformers that loads it by its name.
     """
 
     model_id: str = ""
@@ -30,11 +30,11 @@ class BaseFacts:
     commit: str | None = None
     model_type: str = ""
     architecture: str = ""
-    loader: str = "AutoModelForCausalLM"
     dtype: str = ""
     trust_remote_code: bool = False
     gated: bool = False
     card: dict[str, Any] = field(default_factory=dict)
+    loader: str = "AutoModelForCausalLM"
 
     @property
     def paired(self) -> bool:

@@ -16,7 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.allocation import allocate, blocks_of, weights_in
 from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, is_paired, max_length
-from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
+from hubprune.calibration import (
+    Corpus,
+    as_questions,
+    check_fits,
+    corpus_from_tokens,
+    held_out,
+    load_corpus,
+    refuse_overlap,
+)
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_NAMES, TASK, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError, NotFoundError, NumericalError, UnsupportedModelError, UsageError
@@ -163,6 +171,8 @@ def prepare(
         if not _is_tokens(value):
             parsed[name] = parse_corpus(value, **settings)
         loaded[name] = reader.calibration(name, parsed.get(name, value))
+    if config.pseudo_labels:
+        loaded[TASK] = as_questions(loaded[TASK])
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
     held, missing = reader.evaluation(evaluation, parsed, settings, used)
     for corpus in (*loaded.values(), *held.values()):

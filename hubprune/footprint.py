@@ -51,8 +51,8 @@ class Memory:
         blocks: All blocks.
         block: The largest block.
         activations: What all sequences look like at the block boundaries that are kept.
-        scores: Scores of all weights, where they all compete.
-        needs_all: Why the run needs the whole model, in words; empty where one block at a time will do.
+        scores: Scores of all weights, where they all compete; such a run needs the whole model.
+        paired: Whether it is an encoder-decoder, which is run whole.
     """
 
     common: int
@@ -60,7 +60,7 @@ class Memory:
     block: int
     activations: int
     scores: int = 0
-    needs_all: str = ""
+    paired: bool = False
 
     def resident(self, budget: int | None = None) -> int:
         """The peak with the whole model in memory, and activations up to a budget."""
@@ -105,7 +105,6 @@ def peak_memory(plan: Plan) -> Memory:
         block=max(inside) * itemsize,
         activations=sum(size * generations.get(name, others) for name, size in boundaries(plan).items()),
         scores=CHOOSING_ON_ALL * sum(matrix.view().numel() for matrix in matrices) if on_all else 0,
-        needs_all="scope 'model' compares the scores of all weights at once; another scope does not" if on_all else "",
     )
 
 
@@ -130,7 +129,7 @@ def _whole(
         blocks=sum(inside) * itemsize,
         block=max(inside) * itemsize,
         activations=0,
-        needs_all="an encoder-decoder is pruned whole in memory and cannot be streamed from disk",
+        paired=True,
     )
 
 

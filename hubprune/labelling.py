@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hubprune import ranks
 from hubprune.architecture import is_paired, max_length
-from hubprune.calibration import Corpus
+from hubprune.calibration import Corpus, as_questions
 from hubprune.errors import CorpusError
 from hubprune.sweeps import Sweeps
 from hubprune.whole import WholeSweeps
@@ -51,10 +51,11 @@ def label(
         CorpusError: Too few are left.
     """
     model = sweeps.model
-    mine = corpus.share()
-    starts = mine.answers or [len(ids) for ids in mine.sequences]
+    mine = as_questions(corpus).share()
     room = (max_length(model.config) or math.inf) - answer_tokens
-    questions = [_cut(ids[:start], room, model.config) for ids, start in zip(mine.sequences, starts, strict=True)]
+    questions = [
+        _cut(ids[:start], room, model.config) for ids, start in zip(mine.sequences, mine.answers, strict=True)
+    ]
     answers, logs = _greedy(sweeps, questions, answer_tokens, _Ends(model, tokenizer), progress)
     rows = [
         (torch.cat([question, torch.tensor(answer)]).tolist(), len(question), _text(tokenizer, answer))

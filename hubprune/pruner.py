@@ -24,7 +24,7 @@ from hubprune.architecture import (
     is_paired,
     max_length,
 )
-from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
+from hubprune.calibration import Corpus, as_questions, check_fits, corpus_from_tokens, load_corpus
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
 from hubprune.corpora import TASK
@@ -93,8 +93,7 @@ def prune(
     weights, journal = weights_of(model), journal or Journal()
     model = weights.model
     encoder = is_encoder(model)
-    if not encoder:
-        check_supported(model.config)
+    check_supported(model.config, encoder=encoder)
     if criterion is None:
         config.check_corpora(tuple(given))
         criterion = load_criterion(config)
@@ -109,6 +108,8 @@ def prune(
     _check_place(weights, journal, config)
     weights.check_finite()
     loaded = {name: _as_corpus(name, value, tokenizer, model, config, progress) for name, value in given.items()}
+    if config.pseudo_labels:
+        loaded[TASK] = as_questions(loaded[TASK])
     for corpus in loaded.values():
         check_fits(corpus, model)
     report = PruningReport(
