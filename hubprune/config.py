@@ -159,6 +159,8 @@ class PruningConfig:
                 problems.append(f"option {name} must be between 0 and 1, got {value}")
             elif name == "answer_tokens" and value < 1:  # type: ignore[operator]
                 problems.append(f"option {name} must be at least 1 token, got {value}")
+            elif name == "alpha" and value != method.options[name] and self.options.get("strategy") != "greedy":
+                problems.append(f"option alpha decides the order of pairs, got {value}: add strategy='greedy'")
         return problems
 
     def _number_problems(self) -> list[str]:
