@@ -8,6 +8,8 @@ the result (``final``) or holds the model (``removal.shrunk``).
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -186,9 +188,13 @@ class Unitwise(Chooser):
         """Score the units of a group and mark the lowest."""
         removed = self.removed[group.name]
         if self.units is None:
-            scores = self._summed(group)
+            scores, alone = self._summed(group)
             keep = masks.keep_block(scores[None], removed)[0]
-            explained: dict[str, Any] = {}
+            explained: dict[str, Any] = {
+                "overlap": masks.overlap(
+                    {name: masks.keep_block(each[None], removed)[0] for name, each in alone.items()}
+                )
+            }
         else:
             scores, keep, explained = self._choose_by_units(self.units, group, removed)
         if group.tied:
@@ -212,16 +218,17 @@ class Unitwise(Chooser):
             keep = masks.keep_block(scores[None], removed)[0]
         return scores, keep.cpu(), known.criterion.explain(view, keep.cpu(), observed)
 
-    def _summed(self, group: Group) -> torch.Tensor:
-        """Scores of single weights, added up over each unit."""
-        total = torch.zeros(group.count)
+    def _summed(self, group: Group) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Scores of single weights, added up over each unit; and what each corpus alone says, by its name."""
+        total, alone = torch.zeros(group.count), defaultdict[str, torch.Tensor](lambda: torch.zeros(group.count))
         for matrix in group.matrices:
-            scores = self.scoring.score(matrix)
-            for each in group.slices:
-                if each.matrix is matrix:
-                    by_line = scores.sum(dim=1 - _axis(each)).cpu()
-                    total += by_line[each.index].sum(dim=1)
-        return total
+            over_units = functools.partial(_over_units, [each for each in group.slices if each.matrix is matrix])
+
+            def add(name: str, scores: torch.Tensor, over_units: Any = over_units) -> None:
+                alone[name] += over_units(scores)
+
+            total += over_units(self.scoring.score(matrix, add))
+        return total, alone
 
     def _note_choice(
         self, group: Group, keep: torch.Tensor, scores: torch.Tensor, explained: Mapping[str, Any]
@@ -354,6 +361,12 @@ class Unitwise(Chooser):
         groups = [group for block in self.by_block for group in block]
         ordered = dict.fromkeys(matrix.name for group in groups for matrix in group.matrices)
         return [self.matrix_facts[name] for name in ordered], [self.facts[group.name] for group in groups]
+
+
+def _over_units(slices: Sequence[Slice], scores: torch.Tensor) -> torch.Tensor:
+    """Scores of a matrix, added up over what belongs to each unit, ``(units,)``."""
+    lines = (scores.sum(dim=1 - _axis(each)).cpu()[each.index].sum(dim=1) for each in slices)
+    return torch.stack([*lines]).sum(dim=0)
 
 
 def _axis(part: Slice) -> int:
