@@ -273,7 +273,7 @@ def max_length(config: PretrainedConfig) -> int | None:
 
 
 def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
-    """Return what a report records about a model: model type, class and weight type.
+    """Return what a report records about a model: model type, class, weight type and context.
 
     Args:
         model: The model.
@@ -283,5 +283,6 @@ def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
         model_type=model.config.model_type,
         architecture=type(model).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        context_length=max_length(model.config),
         **more,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
 from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
+from hubprune.energy import metered
 from hubprune.errors import ConfigError, UsageError
 from hubprune.facts import Totals
 from hubprune.layers import choose_layers
@@ -46,6 +49,7 @@ def prune(
     progress: bool = True,
     journal: Journal | None = None,
     activations: Activations | None = None,
+    meter: bool = True,
 ) -> PruningReport:
     """Prune a decoder language model: in place, or block by block into a work folder.
 
@@ -62,6 +66,7 @@ def prune(
         progress: Whether to show a progress bar.
         journal: Where finished blocks are written down; None for nowhere.
         activations: Where activations are put away between two blocks; None for host memory.
+        meter: Whether codecarbon, where it is installed, takes the electricity.
 
     Returns:
         The record of the run; ``model.config.hubprune`` holds its summary.
@@ -102,7 +107,8 @@ def prune(
     )
     if not work.layers:
         report.untouched_sha256 = weights.untouched_sha256(work.touched)
-    with Replay(weights) as replay:
+    energy = metered(partial(setattr, report, "energy")) if meter else nullcontext()
+    with energy, Replay(weights) as replay:
         work.run(replay, loaded, report, journal, activations or Activations(), progress)
     if work.layers:
         stay = kept_layers(report.units) or []
