@@ -28,8 +28,8 @@ PAPERS: dict[str, Paper] = {
     "d-pruner": Paper(
         "zhang2024pruning",
         "Pruning as a Domain-specific LLM Extractor",
-        "Zhang, Nan and Liu, Yanchi and Zhao, Xujiang and Cheng, Wei and Bao, Runxue and Zhang, Rui and Mitra, Prasenjit "
-        "and Chen, Haifeng",
+        "Zhang, Nan and Liu, Yanchi and Zhao, Xujiang and Cheng, Wei and Bao, Runxue and Zhang, Rui and "
+        "Mitra, Prasenjit and Chen, Haifeng",
         2024,
         "arXiv:2405.06275",
     ),
@@ -87,8 +87,8 @@ PAPERS: dict[str, Paper] = {
     "block-influence": Paper(
         "men2024shortgpt",
         "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
-        "Men, Xin and Xu, Mingyu and Zhang, Qingyu and Wang, Bingning and Lin, Hongyu and Lu, Yaojie and Han, Xianpei and "
-        "Chen, Weipeng",
+        "Men, Xin and Xu, Mingyu and Zhang, Qingyu and Wang, Bingning and Lin, Hongyu and Lu, Yaojie and "
+        "Han, Xianpei and Chen, Weipeng",
         2024,
         "arXiv:2403.03853",
     ),

@@ -75,15 +75,16 @@ def write_results(report: PruningReport, folder: str | os.PathLike[str]) -> list
         OutputError: The folder cannot be written.
     """
     files = result_files(report)
-    for path in PATHS.difference(files):
-        (Path(folder) / path).unlink(missing_ok=True)
+    place = Path(folder) / FOLDER
+    if place.is_dir():
+        for path in PATHS.difference(files):
+            (Path(folder) / path).unlink(missing_ok=True)
     for path, text in files.items():
-        place = Path(folder) / path
         try:
-            place.parent.mkdir(exist_ok=True)
+            place.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"cannot make the folder {place.parent} ({error.strerror}): give a folder that is writable"
+                f"cannot make the folder {place} ({error.strerror}): give a folder that is writable"
             ) from error
-        write_text(place, text)
+        write_text(Path(folder) / path, text)
     return sorted(files)

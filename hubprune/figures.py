@@ -371,14 +371,14 @@ FIGURES = (
     FigureKind(
         "loss.png",
         "Loss during recovery",
-        "Loss on the training text (blue) and on text held out (orange), in nats per token; the dotted line is the step "
-        "whose weights were kept.",
+        "Loss on the training text (blue) and on text held out (orange), in nats per token; the dotted line is the "
+        "step whose weights were kept.",
         loss_curve,
     ),
     FigureKind(
         "block_errors.png",
         "Error of each block against the dense one",
-        "How far each block's output was from that of the dense block, before (orange) and after (blue) it was fitted.",
+        "How far each block's output was from the dense block's, before (orange) and after (blue) it was fitted.",
         block_errors,
     ),
 )

@@ -1,8 +1,8 @@
 """The one record of a run. All that is shown to anybody (table, card, Space) is read from here, nothing computed.
 
 Fields are grouped by who fills them: the base model (``hub``), the corpora (``calibration``), the matrices and totals
-(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``), the user's own words. Saved as JSON beside
-the weights; a short summary goes into ``config.hubprune``.
+(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``), the user's own
+words. Saved as JSON beside the weights; a short summary goes into ``config.hubprune``.
 """
 
 from __future__ import annotations

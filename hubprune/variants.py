@@ -103,7 +103,8 @@ def find_variants(
         model: A model in memory, its repository or folder, or several by name.
         base: What stands beside a single model: ``"auto"`` for the base that its record names, a model, or None.
         beside: More models by name.
-        variant: Name of a single model; None for ``pruned`` or ``recovered``, or ``base`` where it has neither record nor base.
+        variant: Name of a single model; None for ``pruned`` or ``recovered``, or ``base`` where it has neither record
+            nor base.
         tokenizer: Tokenizer of a single model in memory.
         keywords: Keywords of ``from_pretrained``; ``revision`` is that of the single model.
 

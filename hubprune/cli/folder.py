@@ -79,8 +79,8 @@ def card(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="YAML file that fills in or overrides fields: title, description, intended_use, prompt, developed_by, "
-            "contact, citation, limitations, license, language, tags, metadata, ... The report keeps them.",
+            help="YAML file that fills in or overrides fields: title, description, intended_use, prompt, "
+            "developed_by, contact, citation, limitations, license, language, tags, ... The report keeps them.",
         ),
     ] = None,
 ) -> None:
