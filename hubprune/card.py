@@ -5,6 +5,7 @@ Everything shown comes from the report; nothing is measured here, and neither to
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from hubprune.figures import FigureKind
 from hubprune.metadata import card_metadata, card_title, domains, hub_datasets, own_metadata
 from hubprune.presets import METHODS
 from hubprune.readme import own_parts, write_section
-from hubprune.recipe import HUB_ID, base_on_hub, cli_recipe, public, python_recipe, quote, yaml_recipe
+from hubprune.recipe import HUB_ID, base_on_hub, cli_recipe, public, python_recipe, yaml_recipe
 from hubprune.report import PruningReport
 from hubprune.resources import resource_folder
 from hubprune.usage import usage
@@ -97,6 +98,30 @@ def _link(repo_id: str, kind: str = "") -> str:
     return f"[{_code(repo_id)}](https://huggingface.co/{kind}{repo_id})"
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(resource_folder("templates"))
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters.update(
+        code=_code,
+        cell=_cell,
+        plain=_plain,
+        fence=_fence,
+        link=_link,
+        markdown=_markdown,
+        public=public,
+        count=lambda value: f"{value:,}",
+        percent=lambda value: f"{100 * value:.2f} %",
+        decimals=lambda value: f"{value:.2f}",
+        digits=lambda value: f"{value:.4g}",
+        filters=filter_text,
+        size=size,
+    )
+    return environment.get_template("model_card.md.jinja")
+
+
 def render_card(
     report: PruningReport,
     repo_id: str | None = None,
@@ -117,28 +142,8 @@ def render_card(
     """
     own = own_parts(existing)
     ours = own_metadata(report, repo_id)
-    loader = jinja2.FileSystemLoader(resource_folder("templates"))
-    environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    environment.filters.update(
-        code=_code,
-        cell=_cell,
-        plain=_plain,
-        fence=_fence,
-        link=_link,
-        markdown=_markdown,
-        quote=quote,
-        public=public,
-        count=lambda value: f"{value:,}",
-        percent=lambda value: f"{100 * value:.2f} %",
-        decimals=lambda value: f"{value:.2f}",
-        digits=lambda value: f"{value:.4g}",
-        filters=filter_text,
-        size=size,
-    )
     place = repo_id or "path/to/this/folder"
-    text = environment.get_template("model_card.md.jinja").render(
+    text = _template().render(
         report=report,
         given=report.model_card or PrunedModelCardData(),
         title=None if own.before else card_title(report, repo_id),

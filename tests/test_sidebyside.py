@@ -17,6 +17,7 @@ from hubprune.card import render_card
 from hubprune.corpora import CorpusConfig
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import AccessError, ConfigError, CorpusError, UnsupportedModelError, UsageError
+from hubprune.facts import BaseFacts
 from hubprune.outcomes import RecoveryFacts
 from hubprune.report import PruningReport
 from tests.pruned import tiny_model
@@ -76,7 +77,7 @@ def test_any_models_in_memory_or_by_name(pruned: Path) -> None:
     assert single == [several[1]]
     with_base = hubprune.evaluate(str(pruned), text, base=base, variant="x", beside={"y": base}, **FEW).perplexities
     assert [row.variant for row in with_base] == ["base", "x", "y"]
-    base.hubprune_report = PruningReport(recovery=RecoveryFacts(config={"method": "adapter"}))
+    base.hubprune_report = PruningReport(BaseFacts(MODEL_ID), recovery=RecoveryFacts(config={"method": "adapter"}))
     (recovered,) = hubprune.evaluate(base, text, base=None, **FEW).perplexities
     assert recovered == dataclasses.replace(alone, variant="recovered")
 
