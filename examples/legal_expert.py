@@ -28,9 +28,8 @@ model = AutoPrunedModelForCausalLM.from_pretrained(
     num_samples=args.num_samples,
     sequence_length=args.sequence_length,
 )
-found = model.evaluate(size=True, answers=True)  # beside the base; the card shows it
-for size in found.sizes:
-    print(f"{size.variant}: {size.parameters:,} parameters, {size.memory_bytes / 2**20:,.1f} MiB")
-for answer in found.answers:
+totals = model.hubprune_report.totals
+print(f"{totals.left:,} of {totals.parameters:,} parameters are left")
+for answer in model.evaluate(answers=True).answers:  # beside the base; the card shows them
     print(f"{answer.variant}, after {answer.prompt!r}: {answer.text!r}")
 model.save_pretrained(args.out)  # loads with AutoModelForCausalLM, without this library
