@@ -91,7 +91,7 @@ def own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model=report.base.model_id if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
-        pipeline_tag=given.pipeline_tag or text["pipeline_tag"] or "text-generation",
+        pipeline_tag=given.pipeline_tag or text["pipeline_tag"] or _task(report),
         tags=unique(tags),
         datasets=unique([*hub_datasets(report), *given.datasets]) or None,
         metrics=unique([result.metric_type for result in results]) or None,
@@ -102,6 +102,11 @@ def own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     metadata = data.to_dict()
     metadata.pop("model_name", None)
     return {**metadata, **given.metadata}
+
+
+def _task(report: PruningReport) -> str:
+    """What the Hub calls the task of such a model."""
+    return "text2text-generation" if report.base.paired else "text-generation"
 
 
 def _texts(value: Any) -> list[str]:
@@ -115,13 +120,13 @@ def _texts(value: Any) -> list[str]:
 
 def _results(report: PruningReport) -> list[EvalResult]:
     """The model's own results: the base's are not, nor are those from before it was trained."""
-    datasets, results = hub_datasets(report), []
+    datasets, results, kind = hub_datasets(report), [], _task(report)
     for row in (row for row in report.evaluation if row.variant == report.result):
         known = [parsed for text in row.sources if text and (parsed := parse_source(text)).dataset in datasets]
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=kind,
                 dataset_type=source.dataset,
                 dataset_name=row.corpus,
                 dataset_config=source.config,
@@ -135,7 +140,7 @@ def _results(report: PruningReport) -> list[EvalResult]:
     for score in (score for score in report.tasks if score.variant == report.result):
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=kind,
                 dataset_type=f"task-{score.task}",
                 dataset_name=score.task,
                 metric_type=score.metric,

@@ -15,12 +15,12 @@ NEW_TOKENS = 60
 
 
 class Usage(NamedTuple):
-    """Lines of Python and of a shell that use one model."""
+    """Lines of Python and of a shell that use one model; vLLM serves no encoder-decoders."""
 
     transformers: str
-    vllm: str
-    serve: str
     hubprune: str
+    vllm: str | None
+    serve: str | None
 
 
 def usage(report: PruningReport, place: str) -> Usage:
@@ -30,28 +30,30 @@ def usage(report: PruningReport, place: str) -> Usage:
         report: Its report.
         place: Its repository or folder.
     """
-    trusted, prompt = report.base.trust_remote_code, quote(example_prompt(report))
+    trusted, prompt, loader = report.base.trust_remote_code, quote(example_prompt(report)), report.base.loader
     trust = ", trust_remote_code=True" if trusted else ""
-    name = quote(place)
+    name, door = quote(place), loader.replace("Auto", "AutoPruned")
+    vllm = f"""from vllm import LLM, SamplingParams
+
+model = LLM({name}{trust})
+prompt = {prompt}
+print(model.generate([prompt], SamplingParams(max_tokens={NEW_TOKENS}))[0].outputs[0].text)"""
+    serve = shlex.join(["vllm", "serve", place, *(["--trust-remote-code"] if trusted else [])])
     return Usage(
-        transformers=f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+        transformers=f"""from transformers import {loader}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name}{trust})
-model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto"{trust})
+model = {loader}.from_pretrained({name}, dtype="auto"{trust})
 prompt = {prompt}
 inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
 written = model.generate(**inputs, max_new_tokens={NEW_TOKENS})
 print(tokenizer.decode(written[0], skip_special_tokens=True))""",
-        vllm=f"""from vllm import LLM, SamplingParams
+        hubprune=f"""from hubprune import {door}
 
-model = LLM({name}{trust})
-prompt = {prompt}
-print(model.generate([prompt], SamplingParams(max_tokens={NEW_TOKENS}))[0].outputs[0].text)""",
-        serve=shlex.join(["vllm", "serve", place, *(["--trust-remote-code"] if trusted else [])]),
-        hubprune=f"""from hubprune import AutoPrunedModelForCausalLM
-
-model = AutoPrunedModelForCausalLM.from_pretrained({name}{trust})
+model = {door}.from_pretrained({name}{trust})
 print(model.hubprune_report.totals)  # the record of the run that made it""",
+        vllm=None if report.base.paired else vllm,
+        serve=None if report.base.paired else serve,
     )
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
 
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.demo.world import examples
 from hubprune.report import PruningReport
+from tests.test_seq2seq import t5
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = ("--num-samples", "8", "--sequence-length", "64")
@@ -80,6 +83,21 @@ def test_unseen_domain(run: Any, hub_api: Any) -> None:
     told = run("unseen_domain.py", *words)
     after = {name: float(value) for name, value in re.findall(r"(\w+): legal [\d.]+ before, ([\d.]+) after", told)}
     assert after["attribution"] < after["random"]
+
+
+def test_t5_task(run: Any, demo_hub: Any) -> None:
+    tokenizer, token = AutoTokenizer.from_pretrained(MODEL_ID), demo_hub.token("me")
+    model = t5("gated", len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    for part in (model, tokenizer):
+        part.push_to_hub("me/tiny-t5-task", token=token)
+    told = run("t5_task.py", "--base", "me/tiny-t5-task", "--data", MEDICAL_ID)
+    report = PruningReport.load("t5-task")
+    assert f"{report.totals.left:,} of {report.totals.parameters:,} parameters are left" in told
+    assert re.search(r"task text: perplexity [\d.]+ before, [\d.]+ after", told)
+    card = Path("t5-task/README.md").read_text(encoding="utf-8")
+    assert "from transformers import AutoModelForSeq2SeqLM" in card
+    assert "vllm" not in card
+    assert ModelCard(card).data.pipeline_tag == "text2text-generation"
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(
