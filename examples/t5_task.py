@@ -1,4 +1,4 @@
-"""A T5 for one task: the neurons and heads go that contribute least to the answers, in both of its stacks (Attribution).
+"""A T5 for one task: neurons and heads go that contribute least to its answers, in both stacks (Attribution).
 
 python examples/t5_task.py --unit ffn_neuron+kv_group
 """
