@@ -1,6 +1,7 @@
 # make demo   the whole flow on a tiny model, offline
 # make test   format check, lint, types and tests
-# Both make .venv when it is missing and install what they need; once installed they work without a network.
+# make docs   the documentation as pages, in build/site
+# They make .venv when it is missing and install what they need; once installed they work without a network.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -25,7 +26,7 @@ $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c 
 printf '%s\n' "$$want" > $(VENV)/installed-$(1)
 endef
 
-.PHONY: demo test check lint types pytest bench clean install-demo install-test
+.PHONY: demo test check lint types pytest bench docs clean install-demo install-docs install-test
 
 demo: install-demo
 	@$(BIN)/python -m hubprune demo
@@ -50,12 +51,19 @@ bench: install-test
 	done; \
 	[ -z "$$failed" ] || { echo "short of a target:$$failed"; exit 1; }
 
+docs: install-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-demo: $(BIN)/python
 	$(call install,demo,installed-demo installed-test)
+
+install-docs: $(BIN)/python
+	$(call install,docs,installed-docs installed-test)
 
 install-test: $(BIN)/python
 	$(call install,test,installed-test)

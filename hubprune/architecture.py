@@ -321,7 +321,7 @@ def max_length(config: PretrainedConfig) -> int | None:
 
 
 def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
-    """Return what a report records about a model: model type, class and weight type.
+    """Return what a report records about a model: model type, class, weight type and context.
 
     Args:
         model: The model.
@@ -332,5 +332,6 @@ def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
         architecture=type(model).__name__,
         loader=auto_class(model.config).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        context_length=max_length(model.config),
         **more,
     )

@@ -22,6 +22,7 @@ class BaseFacts:
         gated: Whether the Hub asks for consent before a download.
         card: Metadata of the base's model card that the new card carries over (licence, languages, tags, pipeline
             tag).
+        context_length: Tokens that the model can read at once; None where its config does not say.
         loader: Class of transformers that loads it by its name.
     """
 
@@ -34,6 +35,7 @@ class BaseFacts:
     trust_remote_code: bool = False
     gated: bool = False
     card: dict[str, Any] = field(default_factory=dict)
+    context_length: int | None = None
     loader: str = "AutoModelForCausalLM"
 
     @property
@@ -277,6 +279,21 @@ class Probe:
 
     token_ids: list[int]
     logits: list[float]
+
+
+@dataclass
+class EnergyFacts:
+    """Electricity that a computation took, as codecarbon estimates it for the whole machine.
+
+    Attributes:
+        kwh: Energy, in kilowatt hours.
+        emissions_kg: CO2 equivalents of it, in kilograms; None where no country was named.
+        country: The country whose electricity was reckoned with, as three letters; empty likewise.
+    """
+
+    kwh: float
+    emissions_kg: float | None = None
+    country: str = ""
 
 
 @dataclass

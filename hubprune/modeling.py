@@ -185,10 +185,12 @@ class PrunerMixin:
 
         Args:
             save_directory: Folder; created when missing.
-            kwargs: Passed on to transformers (``max_shard_size``, ...); ``push_to_hub=True`` publishes as well, with
-                ``repo_id`` and the other keywords of ``push_to_hub``.
+            kwargs: Passed on to transformers (``max_shard_size``, ...); ``model_card`` fills in the card;
+                ``push_to_hub=True`` publishes as well, with ``repo_id`` and the other keywords of ``push_to_hub``.
         """
-        push = kwargs.pop("push_to_hub", False)
+        push, filled = kwargs.pop("push_to_hub", False), kwargs.pop("model_card", None)
+        if self.hubprune_report is not None and filled is not None:
+            self.hubprune_report.model_card = filled
         names = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         save: Any = super().save_pretrained  # type: ignore[misc]
@@ -215,7 +217,7 @@ class PrunerMixin:
         Args:
             repo_id: Repository to create or update.
             kwargs: ``private``, ``token``, ``commit_message``, ``commit_description``, ``revision``, ``create_pr``,
-                ``max_shard_size``, ``dry_run``; see ``hubprune.publish``.
+                ``max_shard_size``, ``dry_run``, ``model_card`` (a ``PrunedModelCardData``); see ``hubprune.publish``.
 
         Raises:
             UsageError: The model was not pruned by hubprune.

@@ -172,7 +172,7 @@ class _Probe:
             self.sizes[halvings] = _size(find_blocks(model)[1][0])
             texts = {name: torch.randint(VOCABULARY, (sequences, self.length)) for name in self.corpora}
             started = time.perf_counter()
-            prune(model, None, self.config, texts, progress=False)
+            prune(model, None, self.config, texts, progress=False, meter=False)
             return time.perf_counter() - started
 
 

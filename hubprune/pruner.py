@@ -6,6 +6,8 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from hubprune.corpora import TASK
 from hubprune.criteria.attribution import Attribution
 from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
+from hubprune.energy import metered
 from hubprune.engine import Engine
 from hubprune.errors import ConfigError, UnsupportedModelError, UsageError
 from hubprune.facts import Totals
@@ -61,6 +64,7 @@ def prune(
     progress: bool = True,
     journal: Journal | None = None,
     activations: Activations | None = None,
+    meter: bool = True,
 ) -> PruningReport:
     """Prune a language model: in place, or for a decoder block by block into a work folder.
 
@@ -78,6 +82,7 @@ def prune(
         progress: Whether to show a progress bar.
         journal: Where finished blocks are written down; None for nowhere.
         activations: Where activations are put away between two blocks; None for host memory.
+        meter: Whether codecarbon, where it is installed, takes the electricity.
 
     Returns:
         The record of the run; ``model.config.hubprune`` holds its summary.
@@ -123,7 +128,8 @@ def prune(
     )
     if not work.layers:
         report.untouched_sha256 = weights.untouched_sha256(work.touched)
-    with engine_of(weights) as replay:
+    energy = metered(partial(setattr, report, "energy")) if meter else nullcontext()
+    with energy, engine_of(weights) as replay:
         if isinstance(criterion, Attribution) and criterion.pseudo and TASK in loaded:
             _label(replay, loaded, criterion, tokenizer, report, activations or Activations(), progress)
         work.run(replay, loaded, report, journal, activations or Activations(), progress)
