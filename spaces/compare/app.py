@@ -457,9 +457,12 @@ def build() -> gr.Blocks:
         with gr.Row(elem_id="buttons"):
             run = gr.Button("Compare", variant="primary", elem_id="compare")
             stop = gr.Button("Stop", elem_id="stop")
-        examples = [[text] for text in SPACE["examples"]]
-        if examples:
-            gr.Examples(examples, [prompt], label="Examples", elem_id="examples")
+        with gr.Row(elem_id="examples"):
+            for text in SPACE["examples"]:
+                # In the browser, so that a click on Compare right after it finds the new prompt.
+                gr.Button(text, size="sm", elem_classes="example").click(
+                    None, None, prompt, js=f"() => {json.dumps(text)}", api_visibility="private"
+                )
         with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row():
             temperature = gr.Slider(
                 0, MAX_TEMPERATURE, value=0, step=0.05, label="Temperature", info="0: the likeliest token each time"
@@ -474,7 +477,7 @@ def build() -> gr.Blocks:
                 info="The prompt is a user's message",
                 visible=bool(TOKENIZER is not None and TOKENIZER.chat_template),
             )
-        with gr.Row(elem_id="answers"):
+        with gr.Row(elem_id="answers", equal_height=True):
             outputs = [gr.HTML(card(name), elem_id=f"answer-{name}", min_width=300) for name in VARIANTS]
         gr.HTML(results())
         asked = gr.on(
@@ -486,7 +489,7 @@ def build() -> gr.Blocks:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        stop.click(None, cancels=[asked])
+        stop.click(None, cancels=[asked], api_visibility="private")
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -497,7 +500,7 @@ THEME = gr.themes.Base(
     body_text_color_subdued="*neutral_500",
     body_text_color_subdued_dark="*neutral_400",
     button_primary_background_fill="*primary_700",
-    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover="*primary_600",
     button_primary_background_fill_dark="*primary_600",
     button_primary_text_color="white",
     block_border_width="1px",
