@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AutoPrunedModelForCausalLM": "modeling",
+    "AutoPrunedModelForSeq2SeqLM": "modeling",
     "Corpus": "calibration",
     "CorpusConfig": "corpora",
     "ExportedModelForCausalLM": "exported",
@@ -43,6 +44,7 @@ _EXPORTS = {
 __all__ = [
     "NM",
     "AutoPrunedModelForCausalLM",
+    "AutoPrunedModelForSeq2SeqLM",
     "Corpus",
     "CorpusConfig",
     "ExportedModelForCausalLM",

@@ -76,6 +76,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     datasets = _hub_datasets(report)
     recovery = [] if report.recovery is None else ["recovered"]
     results = []
+    kind = "text2text-generation" if report.base.paired else "text-generation"
     # The base's numbers are not this model's results, nor are those from before it was trained.
     own = "recovered" if any(row.variant == "recovered" for row in report.evaluation) else "pruned"
     for row in (row for row in report.evaluation if row.variant == own):
@@ -83,7 +84,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         source = known[0] if len(row.sources) == 1 and known else SourceConfig(f"text-{row.corpus}")
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=kind,
                 dataset_type=source.dataset,
                 dataset_name=row.corpus,
                 dataset_config=source.config,
@@ -97,7 +98,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
     for score in (score for score in report.tasks if score.variant == own):
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=kind,
                 dataset_type=f"task-{score.task}",
                 dataset_name=score.task,
                 metric_type=score.metric,
@@ -114,7 +115,7 @@ def _own_metadata(report: PruningReport, repo_id: str | None) -> dict[str, Any]:
         base_model=report.base.model_id if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
-        pipeline_tag=text["pipeline_tag"] or "text-generation",
+        pipeline_tag=text["pipeline_tag"] or kind,
         tags=unique([*tags, "pruned", family, "hubprune", report.method, *shapes, *recovery, *domains(report)]),
         datasets=datasets or None,
         metrics=unique([result.metric_type for result in results]) or None,

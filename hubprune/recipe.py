@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -80,19 +80,21 @@ def _short(corpus: CorpusFacts) -> str | None:
     return "+".join(known)
 
 
-def _shared(corpora: Sequence[CorpusFacts]) -> dict[str, int] | None:
+def _shared(report: PruningReport) -> dict[str, int] | None:
     """The keywords that all corpora share; None when they differ or need others."""
+    corpora, paired = report.corpora, report.base.paired
     if not corpora:
         return {}
     found = {(c.num_sequences, c.sequence_length) for c in corpora}
-    if len(found) > 1 or not all(_usual_packing(c) and c.seed == 0 for c in corpora):
+    if len(found) > 1 or not all(_usual_packing(c, paired) and c.seed == 0 for c in corpora):
         return None
     return {"num_samples": corpora[0].num_sequences, "sequence_length": corpora[0].sequence_length}
 
 
-def _usual_packing(corpus: CorpusFacts) -> bool:
+def _usual_packing(corpus: CorpusFacts, paired: bool = False) -> bool:
     """Whether a corpus was packed as it is where nobody says."""
-    return corpus.packing == joins_documents(corpus.name, [source.answer for source in corpus.sources])
+    answers = [source.answer for source in corpus.sources]
+    return corpus.packing == joins_documents(corpus.name, answers, pairs=paired)
 
 
 def _corpus_expression(corpus: CorpusFacts) -> str:
@@ -138,7 +140,7 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     if report.method not in METHODS:
         return None
     settings, plain = _config_arguments(report.config)
-    shared, strings = _shared(report.corpora), {c.name: _short(c) for c in report.corpora}
+    shared, strings = _shared(report), {c.name: _short(c) for c in report.corpora}
     if shared is None or None in strings.values():
         corpora, shared = {c.name: _corpus_expression(c) for c in report.corpora}, {}
     else:
@@ -158,15 +160,16 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     if base.trust_remote_code:
         arguments.append("trust_remote_code=True")
     body = "".join(f"    {argument},\n" for argument in arguments)
+    door = base.loader.replace("Auto", "AutoPruned")
     names = [
-        "AutoPrunedModelForCausalLM",
+        door,
         *(n for n in ("CorpusConfig", "PruningConfig", "SourceConfig") if f"{n}(" in body),
     ]
     push = f"\nmodel.push_to_hub({quote(repo_id)})" if repo_id else ""
     recovery = recovery_lines(report)
     names += ["CorpusConfig"] if "CorpusConfig(" in recovery and "CorpusConfig" not in names else []
     names += ["SourceConfig"] if "SourceConfig(" in recovery and "SourceConfig" not in names else []
-    load = f"model = AutoPrunedModelForCausalLM.from_pretrained(\n{body}){recovery}{push}"
+    load = f"model = {door}.from_pretrained(\n{body}){recovery}{push}"
     return f"from hubprune import {', '.join(names)}\n\n{load}"
 
 
@@ -203,7 +206,7 @@ def _same_text(report: PruningReport) -> bool:
 def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     """The command that repeats the run; None where an option of the command line cannot say it."""
     settings, plain = _config_arguments(report.config)
-    shared, corpora = _shared(report.corpora), {c.name: _short(c) or _preset(c) for c in report.corpora}
+    shared, corpora = _shared(report), {c.name: _short(c) or _preset(c) for c in report.corpora}
     if report.method not in METHODS or not plain or shared is None or None in corpora.values():
         return None
     words = ["hubprune", "prune", public(report.base.model_id)]

@@ -67,6 +67,7 @@ def space_data(report: PruningReport, model: str | None, commit: str | None) -> 
     return {
         "title": title,
         "lead": _lead(report, base_name),
+        "loader": report.base.loader,
         "trust_remote_code": report.base.trust_remote_code,
         "base": {
             "name": base_name,

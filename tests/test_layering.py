@@ -15,13 +15,13 @@ PACKAGE = ROOT / "hubprune"
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config recovery_config facts outcomes "
     "report exportrecord huberrors hub jobs filling sources tokens architecture units removal weights activations "
-    "shards work sequences calibration inputs recording replay stats criterion unit_criterion criteria attention "
-    "evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence unitwise loop layers "
-    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card uploads "
-    "space saving space_publisher publisher comparison flow footprint probe estimate runs adapters training "
-    "teacher reconstruct recovery_text recovery_plan recovery recoverer protocol calibrated variants measured "
-    "harness answers sizes speed sidebyside modeling quantizer tracing session rounding graphcheck exporthub "
-    "exported exporting doctor cli __main__"
+    "shards work sequences calibration inputs recording engine replay stats criterion unit_criterion criteria "
+    "attention evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence unitwise "
+    "whole labelling loop layers pruner evaluation opening quantized reloading verifier readme recipe drawing "
+    "figures similarity card uploads space saving space_publisher publisher comparison flow footprint probe "
+    "estimate runs adapters training teacher reconstruct recovery_text recovery_plan recovery recoverer protocol "
+    "calibrated variants measured harness answers sizes speed sidebyside modeling quantizer tracing session "
+    "rounding graphcheck exporthub exported exporting doctor cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
@@ -31,11 +31,11 @@ NO_TORCH = set(
     "huberrors hub jobs filling sources readme recipe drawing figures similarity card uploads space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
-REGISTERS_HOOKS = {"replay"}
+REGISTERS_HOOKS = {"replay", "whole"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own,
 # and a masked adapter forms its sum and its gradient in some.
 WRITES_WEIGHTS = {"apply"}
-WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}, "adapters": {"masked_fill_"}}
+WRITES_OWN_TENSORS = {"stats": {"add_", "masked_fill_"}, "adapters": {"masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
 TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "doctor", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
@@ -93,7 +93,7 @@ def test_light_modules_import_neither_torch_nor_transformers(path: Path) -> None
 
 
 @each_file
-def test_only_replay_registers_hooks_and_only_apply_writes_weights(path: Path) -> None:
+def test_only_the_engines_register_hooks_and_only_apply_writes_weights(path: Path) -> None:
     module = module_of(path)
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -42,11 +42,13 @@ def full_report() -> PruningReport:
         answer="{label}",
     )
     corpus = CorpusFacts(
-        "domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " "
+        "domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " ", 6, 2
     )
     return PruningReport(
         base=BaseFacts(
-            "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
+            *("org/base", "v1", "a" * 40, "t5", "T5ForConditionalGeneration", "bfloat16", True, True),
+            card={"license": "mit"},
+            loader="AutoModelForSeq2SeqLM",
         ),
         config={"method": "wanda", "options": {"x": 1.5}},
         pattern="2:4",
@@ -86,7 +88,9 @@ def full_report() -> PruningReport:
         recovery=RecoveryFacts(
             config={"adapter": "lora"},
             corpora=[
-                CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"], 8, 3, 1, " ")
+                CorpusFacts(
+                    "general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"], 8, 3, 1, " ", 6, 2
+                )
             ],
             trained=7,
             held_out=1,

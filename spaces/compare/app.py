@@ -29,6 +29,7 @@ import torch
 from huggingface_hub import constants
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -38,6 +39,7 @@ from transformers import (
 HERE = Path(__file__).resolve().parent
 SPACE: dict[str, Any] = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
 VARIANTS = ("base", "pruned")
+LOADERS = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM}
 
 MAX_CHARACTERS = 4_000  # of a prompt
 MAX_INPUT_TOKENS = 1_024
@@ -182,7 +184,7 @@ def load_side(variant: str, taken: int, room: int, device: str) -> Side:
     if taken + needed > room:
         return Side(variant, why=f"it takes {gigabytes(needed)}, and {gigabytes(max(0, room - taken))} are free here")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = LOADERS[SPACE["loader"]].from_pretrained(
             repo,
             revision=revision,
             dtype=torch.float32 if wide else "auto",
@@ -362,7 +364,9 @@ def card(variant: str, prompt: str = "", answer: Answer | None = None) -> str:
         said = f"Not run here: {escape(why)}." if why else "Its answer appears here."
         return f'<article class="answer {variant} empty">{head}<p class="text">{said}</p></article>'
     caret = '<span class="caret"></span>' if answer.state in ("waiting", "writing") else ""
-    asked = f'<span class="prompt">{escape(prompt)}</span>' if answer.state != "none" else ""
+    # An encoder-decoder answers; the others go on with the prompt.
+    gap = "\n\n" if SPACE["loader"] == "AutoModelForSeq2SeqLM" else ""
+    asked = f'<span class="prompt">{escape(prompt)}{gap}</span>' if answer.state != "none" else ""
     text = f"{asked}{escape(answer.text)}{caret}" + (
         f'<span class="note">{escape(answer.note)}</span>' if answer.note else ""
     )
