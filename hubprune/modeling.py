@@ -191,7 +191,7 @@ class PrunerMixin:
         push, filled = kwargs.pop("push_to_hub", False), kwargs.pop("model_card", None)
         if self.hubprune_report is not None and filled is not None:
             self.hubprune_report.model_card = filled
-        names = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
+        names = "repo_id private token commit_message commit_description revision create_pr space".split()
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         save: Any = super().save_pretrained  # type: ignore[misc]
 
@@ -217,7 +217,8 @@ class PrunerMixin:
         Args:
             repo_id: Repository to create or update.
             kwargs: ``private``, ``token``, ``commit_message``, ``commit_description``, ``revision``, ``create_pr``,
-                ``max_shard_size``, ``dry_run``, ``model_card`` (a ``PrunedModelCardData``); see ``hubprune.publish``.
+                ``space`` (True or a name: a Space that shows the model), ``max_shard_size``, ``dry_run``,
+                ``model_card`` (a ``PrunedModelCardData``); see ``hubprune.publish``.
 
         Raises:
             UsageError: The model was not pruned by hubprune.

@@ -69,6 +69,7 @@ class PruningReport:
         warnings: What the user should know, in sentences.
         model_card: What the user fills in or overrides in the model card.
         verification: The stamp, None before it was made.
+        space: Space that shows the model beside its base; None without one.
         created: ISO date and time, UTC.
         schema_version: Version of this layout.
     """
@@ -100,6 +101,7 @@ class PruningReport:
     warnings: list[str] = field(default_factory=list)
     model_card: PrunedModelCardData | None = None
     verification: Verification | None = None
+    space: str | None = None
     created: str = ""
     schema_version: int = SCHEMA_VERSION
 

@@ -13,15 +13,16 @@ PACKAGE = ROOT / "hubprune"
 
 # The reading order: a module imports only from those above it.
 ORDER = (
-    "errors resources ranks environment sparsity fields presets corpora config recovery_config facts outcomes energy "
-    "carddata report exportrecord huberrors hub jobs filling sources tokens architecture units removal weights "
-    "activations shards work sequences calibration inputs recording engine replay stats criterion unit_criterion "
-    "criteria attention evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence "
-    "unitwise whole labelling loop layers pruner evaluation opening quantized reloading verifier readme recipe usage "
-    "citations drawing figures similarity metadata card evalresults page saving publisher comparison flow footprint "
-    "probe estimate runs adapters training teacher reconstruct recovery_text recovery_plan recovery recoverer "
-    "protocol calibrated variants measured harness answers sizes speed sidebyside modeling quantizer tracing session "
-    "rounding graphcheck exporthub exported exporting cli __main__"
+    "errors resources ranks environment sparsity fields presets corpora config recovery_config facts outcomes "
+    "energy carddata report exportrecord huberrors hub jobs filling sources tokens architecture units removal "
+    "weights activations shards work sequences calibration inputs recording engine replay stats criterion "
+    "unit_criterion criteria attention evidence masks allocation apply zeros sweeps scoring choosing weightwise "
+    "unit_evidence unitwise whole labelling loop layers pruner evaluation opening quantized reloading verifier "
+    "readme recipe usage citations drawing figures similarity metadata card evalresults page uploads space saving "
+    "space_publisher publisher comparison flow footprint probe estimate runs adapters training teacher "
+    "reconstruct recovery_text recovery_plan recovery recoverer protocol calibrated variants measured harness "
+    "answers sizes speed sidebyside modeling quantizer tracing session rounding graphcheck exporthub exported "
+    "exporting doctor cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
@@ -29,7 +30,7 @@ MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 NO_TORCH = set(
     "errors resources sparsity fields presets corpora config recovery_config facts outcomes energy carddata report "
     "exportrecord huberrors hub jobs filling sources readme recipe usage citations drawing figures similarity "
-    "metadata card evalresults page".split()
+    "metadata card evalresults page uploads space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay", "whole"}
@@ -38,7 +39,7 @@ REGISTERS_HOOKS = {"replay", "whole"}
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"add_", "masked_fill_"}, "adapters": {"masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "jobs", "saving", "publisher", "exporthub", "localhub", "demo"}
+TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "doctor", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
 MAX_LINES = 400
 
