@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from hubprune.errors import OutputError, UsageError
 from hubprune.localhub.app import build_app
 from hubprune.localhub.auth import Users
+from hubprune.localhub.grants import Grants
 from hubprune.localhub.runner import Runner
 from hubprune.localhub.seed import seed_folder
 from hubprune.localhub.store import Store
@@ -68,6 +69,7 @@ class EmbeddedHub:
     ) -> None:
         self.folder = Path(folder)
         self.users = Users(dict(users or {}), tuple(pro), dict(orgs or {}))
+        self.grants = Grants()
         self.host = host
         self.port = port
         self._seed = tuple(seed)
@@ -121,7 +123,7 @@ class EmbeddedHub:
         self.port = listener.getsockname()[1]
         hosts = _LOOPBACK_NAMES | {_address(self.host)} if is_loopback(self.host) else None
         runner = Runner(client_env) if self._allow_jobs else None
-        app = build_app(Hub(self._store, self.users, runner=runner, **self._limits), hosts)
+        app = build_app(Hub(self._store, self.users, runner=runner, grants=self.grants, **self._limits), hosts)
         config = uvicorn.Config(
             app,
             log_level="warning",
