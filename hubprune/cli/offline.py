@@ -28,13 +28,28 @@ def serve(
         bool,
         typer.Option("--allow-jobs", help="Run the jobs that users send: their commands, on this machine, as you."),
     ] = False,
+    allow_spaces: Annotated[
+        bool,
+        typer.Option(
+            "--allow-spaces", help="Run the apps of Gradio Spaces that users start, on this machine, as you."
+        ),
+    ] = False,
 ) -> None:
     """Serve an embedded Hub until Ctrl+C; prints its address and the variables that point clients at it."""
     from hubprune.localhub import parse_users
     from hubprune.localhub import serve as run
 
     users, pro = parse_users(user or ())
-    run(folder, host=host, port=port, users=users, pro=pro, seed=seed or (), allow_jobs=allow_jobs)
+    run(
+        folder,
+        host=host,
+        port=port,
+        users=users,
+        pro=pro,
+        seed=seed or (),
+        allow_jobs=allow_jobs,
+        allow_spaces=allow_spaces,
+    )
 
 
 def demo(

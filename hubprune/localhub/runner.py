@@ -110,19 +110,24 @@ class Job:
             self.finished = time.time()
             self.over = True
 
+    def _fill(self, folder: Path) -> Path:
+        """Put what it needs into its folder; returns where it runs."""
+        return folder
+
     def _execute(self, folder: Path, environ: Mapping[str, str]) -> int:
         """Run the command in a folder and return its exit code."""
         self.started, self.stage = time.time(), "RUNNING"
         self.write(f"===== Job started at {stamp(self.started)} =====")
         command, packages = local_command(self.spec.command)
         self.write(f"embedded Hub: run on this machine with {sys.executable}; no container" + _spared(packages))
+        place = self._fill(folder)
         (folder / "tmp").mkdir()
         with self._lock:
             if self._canceled:
                 return 1
             self._process = process = subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=place,
                 env=self._environment(folder, environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

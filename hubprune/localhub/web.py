@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubprune.errors import HubPruneError
+from hubprune.localhub.apps import Apps
 from hubprune.localhub.auth import COOKIE, Users, has_access
 from hubprune.localhub.blobs import BlobStore, DigestMismatch, Incoming
 from hubprune.localhub.grants import CHANGES, READS, Grant, Grants
@@ -69,6 +70,7 @@ class Hub:
         page_size: Most items of one answer of a paginated list.
         lfs_part_size: Bytes above which an LFS upload is split into parts of this size.
         runner: Runs jobs; None for a Hub that takes none.
+        apps: Runs Spaces; None for a Hub that runs none.
         grants: What users allowed apps to do.
     """
 
@@ -77,6 +79,7 @@ class Hub:
     page_size: int = 1000
     lfs_part_size: int = 64 << 20
     runner: Runner | None = None
+    apps: Apps | None = None
     grants: Grants = field(default_factory=Grants)
 
     @property
