@@ -1,6 +1,7 @@
 # make demo   the whole flow on a tiny model, offline
-# make test   format check, lint, types and tests
-# Both make .venv when it is missing and install what they need; once installed they work without a network.
+# make test   format check, lint, types and tests, but for those in a browser
+# make test-browser   the tests in a browser; installs Debian's chromium when there is none
+# They make .venv when it is missing and install what they need; once installed they work without a network.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -15,17 +16,21 @@ WANTED = $(shell cat pyproject.toml constraints.txt | cksum)
 # The package is that of this folder, also when the folder has moved since it was installed.
 export PYTHONPATH := $(CURDIR)
 
-# $(call install,EXTRA,STAMPS): install the extra, unless one of the stamps says that this was done.
+# $(call install,EXTRA,STAMPS,TAKES): install the extra, unless one of the stamps says that this was done.
 define install
 @want='$(WANTED)'; \
 for stamp in $(2); do [ "$$(cat $(VENV)/$$stamp 2>/dev/null)" = "$$want" ] && exit 0; done; \
-echo "Installing hubprune[$(1)] into $(VENV) (2 GB; some minutes the first time)"; \
+echo "Installing hubprune[$(1)] into $(VENV) ($(3))"; \
 $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch && \
 $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(1)]' && \
 printf '%s\n' "$$want" > $(VENV)/installed-$(1)
 endef
 
-.PHONY: demo test check lint types pytest bench clean install-demo install-test
+# How a browser gets here, with letters for its pages.
+APT = { ROOT=$$([ "$$(id -u)" = 0 ] || echo sudo); $$ROOT apt-get update -qq && \
+  $$ROOT apt-get install --yes -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+.PHONY: demo test test-browser check lint types pytest bench clean install-demo install-test install-browser
 
 demo: install-demo
 	@$(BIN)/python -m hubprune demo
@@ -42,7 +47,11 @@ types: install-test
 	$(BIN)/python -m mypy
 
 pytest: install-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not browser" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-browser: install-browser
+	@command -v chromium > /dev/null || $(APT)
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 bench: install-test
 	@failed=; for name in quality speed memory scale processes structured shrunk experts attribution evaluation export recovery; do \
@@ -55,10 +64,13 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-demo: $(BIN)/python
-	$(call install,demo,installed-demo installed-test)
+	$(call install,demo,installed-demo installed-test,2 GB; some minutes the first time)
 
 install-test: $(BIN)/python
-	$(call install,test,installed-test)
+	$(call install,test,installed-test,2 GB; some minutes the first time)
+
+install-browser: install-test
+	$(call install,browser,installed-browser,50 MB)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

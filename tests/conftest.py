@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser import chromium, screenshots
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from hubprune.localhub import EmbeddedHub
 
+__all__ = ["chromium", "screenshots"]
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("HUBPRUNE_REAL") or ROOT.parent / "shared" / "real")
 USERS = {"me": "hf_test_me", "guest": "hf_test_guest"}
@@ -77,13 +81,17 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _has_browser() -> bool:
+    return shutil.which("chromium") is not None and importlib.util.find_spec("playwright") is not None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests whose need is not met here; what a need is about is asked only when a test has it."""
     needs: dict[str, tuple[Callable[[], bool], str]] = {
         "real": (REAL.is_dir, f"no real models and data sets at {REAL}"),
         "slow": (lambda: bool(config.getoption("--slow")), "takes minutes: give --slow"),
         "gpu": (_has_gpu, "no GPU that torch can use"),
-        "browser": (lambda: shutil.which("chromium") is not None, "no chromium on the path"),
+        "browser": (_has_browser, "no chromium on the path, or no playwright: make test-browser"),
     }
     for marker, (met, reason) in needs.items():
         marked = [item for item in items if item.get_closest_marker(marker)]

@@ -17,9 +17,9 @@ ORDER = (
     "report exportrecord huberrors hub jobs filling sources tokens architecture units removal weights activations "
     "shards work sequences calibration inputs recording replay stats criterion unit_criterion criteria attention "
     "evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence unitwise loop layers "
-    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card saving "
-    "publisher comparison flow footprint probe estimate runs adapters training teacher reconstruct recovery_text "
-    "recovery_plan recovery recoverer protocol calibrated variants measured harness answers sizes speed "
+    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card space "
+    "saving publisher comparison flow footprint probe estimate runs adapters training teacher reconstruct "
+    "recovery_text recovery_plan recovery recoverer protocol calibrated variants measured harness answers sizes speed "
     "sidebyside modeling quantizer tracing session rounding graphcheck exporthub exported exporting cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
@@ -27,7 +27,7 @@ MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
     "errors resources sparsity fields presets corpora config recovery_config facts outcomes report exportrecord "
-    "huberrors hub jobs filling sources readme recipe drawing figures similarity card".split()
+    "huberrors hub jobs filling sources readme recipe drawing figures similarity card space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}

@@ -14,7 +14,7 @@ import pytest
 import hubprune
 
 ROOT = Path(__file__).resolve().parents[1]
-RESOURCES = [name for name in ("templates", "spaces") if (ROOT / name).is_dir()]
+RESOURCES = ("templates", "spaces")
 FIND = "from hubprune.resources import resource_folder; print(resource_folder({name!r}))"
 
 
@@ -97,7 +97,7 @@ def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert f"\nVersion: {hubprune.__version__}\n" in texts["METADATA"]
     assert "\nRequires-Python: >=3.11\n" in texts["METADATA"]
-    for extra in ("all", "demo", "eval", "export", "figures", "optimum", "peft", "test"):
+    for extra in ("all", "browser", "demo", "eval", "export", "figures", "optimum", "peft", "test"):
         assert f"\nProvides-Extra: {extra}\n" in texts["METADATA"]
     assert "hubprune = hubprune.cli:main" in texts["entry_points.txt"]
 
