@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hubprune
 from hubprune.errors import UsageError
 from hubprune.localhub import cards
 from hubprune.localhub.grants import ALWAYS, Grants
@@ -75,7 +76,13 @@ class App(Job):
             return "APP_STARTING"
         return "RUNNING"
 
+    def _environment(self, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+        return {**super()._environment(folder, environ), "PYTHONPATH": str(folder / "packages")}
+
     def _fill(self, folder: Path) -> Path:
+        # What lies beside the package stays out: in a checkout that is a folder named like a package of Spaces'.
+        (folder / "packages").mkdir()
+        (folder / "packages" / "hubprune").symlink_to(Path(hubprune.__file__).resolve().parent)
         place = folder / "app"
         for name, blob in self._content.files:
             (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
-from show import HEADING, entry, notice, shown, state, tiles
-from transformers import AutoTokenizer
+from ask import (
+    forecast,
+    history,
+    may_run_jobs,
+    options,
+    preview,
+    search_domains,
+    search_general,
+    search_models,
+    timed_here,
+)
+from huggingface_hub import constants
+from show import HEADING, notice, shown, state, tiles
 from wanted import (
     AUTOMATIC,
     DOMAINS,
     GENERAL,
     HERE,
-    HERE_PARAMETERS,
     LEAST_SPARSITY,
     MACHINES,
     MAX_LENGTH,
@@ -39,11 +47,9 @@ from work import follow
 import hubprune
 
 FOLDER = Path(__file__).resolve().parent
+PUBLIC = "https://huggingface.co"
 MAX_WAITING = 20  # visitors in the queue
 MAX_RUNS = 8  # runs that are followed at once, most of them jobs elsewhere
-MAX_FOUND = 12  # hits of a search
-MAX_HISTORY = 30
-PREVIEW_ROWS, PREVIEW_LENGTH = 2, 256
 UNLIMITED = 2**50  # bytes: what a run would take where memory is no matter
 METHOD, SPARSITY = "d-pruner", 0.5
 
@@ -51,74 +57,6 @@ METHOD, SPARSITY = "d-pruner", 0.5
 HARDWARE = threading.Lock()
 BUSY: set[str] = set()
 BUSY_LOCK = threading.Lock()
-
-
-def secret(token: gr.OAuthToken | None) -> str | bool:
-    """A visitor's token for the Hub's clients; False, never the Space's own, for somebody who is not logged in."""
-    return token.token if token is not None else False
-
-
-def client(token: gr.OAuthToken | None) -> HfApi:
-    """A client of the Hub in a visitor's name."""
-    return HfApi(token=secret(token), library_name="prune-my-repo", library_version=hubprune.__version__)
-
-
-def search_models(typed: gr.KeyUpData, token: gr.OAuthToken | None) -> Any:
-    """Offer models whose name holds what is typed."""
-    found = client(token).list_models(
-        search=typed.input_value or "", pipeline_tag="text-generation", sort="downloads", limit=MAX_FOUND
-    )
-    return gr.update(choices=[model.id for model in found])
-
-
-def search_texts(presets: dict[str, str], typed: str, token: gr.OAuthToken | None) -> Any:
-    """Offer data sets whose name holds what is typed, below the presets."""
-    found = client(token).list_datasets(search=typed, sort="downloads", limit=MAX_FOUND) if typed else ()
-    return gr.update(choices=[*options(presets), *(data.id for data in found)])
-
-
-def search_domains(typed: gr.KeyUpData, token: gr.OAuthToken | None) -> Any:
-    """Offer text of a domain."""
-    return search_texts(DOMAINS, typed.input_value or "", token)
-
-
-def search_general(typed: gr.KeyUpData, token: gr.OAuthToken | None) -> Any:
-    """Offer general text."""
-    return search_texts(GENERAL, typed.input_value or "", token)
-
-
-def options(presets: dict[str, str]) -> list[tuple[str, str]]:
-    """Presets as a dropdown takes them."""
-    return [(label, name) for name, label in presets.items()]
-
-
-def preview(base: str, domain: str, general: str, method: str, token: gr.OAuthToken | None) -> str:
-    """Show the first rows of each text as the model will read them."""
-    wanted = Wanted(base, domain, general, method, SPARSITY)
-    if not base:
-        return ""
-    try:
-        wanted.check()
-        if not wanted.texts:
-            return notice("This method reads no text.")
-        tokenizer = AutoTokenizer.from_pretrained(base, token=secret(token), trust_remote_code=False)
-        rows = []
-        for label, text in wanted.texts.items():
-            found = hubprune.load_corpus(
-                text,
-                tokenizer,
-                name=label,
-                token=secret(token),
-                progress=False,
-                at_most=True,
-                num_samples=PREVIEW_ROWS * (1 + text.count("+") + (text in (*DOMAINS, *GENERAL))),
-                sequence_length=PREVIEW_LENGTH,
-            )
-            rows += [(label, sample) for sample in found.facts.samples[:PREVIEW_ROWS]]
-    except (Refused, hubprune.HubPruneError, OSError, ValueError) as error:
-        return notice(str(error), bad=True)
-    cells = "".join(f'<li class="{label}"><b>{label}</b><p>{escape(text)}</p></li>' for label, text in rows)
-    return f'<ul class="rows">{cells}</ul>'
 
 
 def method_chosen(method: str) -> tuple[Any, str, Any]:
@@ -156,38 +94,6 @@ def estimate(
         yield notice(str(error), bad=True)
 
 
-def forecast(wanted: Wanted, token: gr.OAuthToken | None, **more: Any) -> Any:
-    """What ``hubprune.plan`` says of a run; nothing large is downloaded."""
-    return hubprune.plan(
-        wanted.base,
-        config=hubprune.PruningConfig(wanted.method, sparsity=wanted.sparsity),
-        corpora=wanted.texts,
-        num_samples=wanted.samples,
-        sequence_length=wanted.length,
-        evaluation=None,
-        progress=False,
-        token=secret(token),
-        **more,
-    )
-
-
-def timed_here(
-    wanted: Wanted, token: gr.OAuthToken | None, parameters: int, *, timed: bool = True
-) -> tuple[float | None, bool]:
-    """The seconds that the pruning takes on this hardware, None where that is not known, and whether it fits here."""
-    if parameters > HERE_PARAMETERS:
-        return None, False
-    try:
-        return forecast(wanted, token, timed=timed).seconds, True
-    except hubprune.HubPruneError:  # all else was in order a moment ago: this memory is too small
-        return None, False
-
-
-def may_run_jobs(token: gr.OAuthToken | None) -> bool:
-    """Whether a visitor allowed this Space to run jobs."""
-    return token is not None and "jobs" in token.scope.split()
-
-
 def start(
     base: str,
     domain: str,
@@ -198,6 +104,7 @@ def start(
     length: float,
     name: str,
     private: bool,
+    space: bool,
     place: str,
     profile: gr.OAuthProfile | None,
     token: gr.OAuthToken | None,
@@ -207,7 +114,7 @@ def start(
         yield notice("Log in with Hugging Face first: the result goes into your account.", bad=True), ""
         return
     wanted = Wanted(
-        base, domain, general, method, sparsity, int(samples), int(length), name.strip(), bool(private), place
+        base, domain, general, method, sparsity, int(samples), int(length), name.strip(), private, space, place
     )
     try:
         wanted.check()
@@ -255,21 +162,6 @@ def one_run_of(user: str) -> Iterator[None]:
             BUSY.discard(user)
 
 
-def history(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> str:
-    """A visitor's own models that hubprune made, the newest first; the Hub knows them, this Space does not."""
-    if profile is None:
-        return notice("Log in to see the models that you made.")
-    try:
-        found = list(
-            client(token).list_models(
-                author=profile.username, filter="hubprune", sort="lastModified", limit=MAX_HISTORY, cardData=True
-            )
-        )
-    except (HfHubHTTPError, OSError) as error:
-        return notice(f"the Hub does not say what you have ({type(error).__name__}): try again", bad=True)
-    return f'<ul class="history">{"".join(map(entry, found))}</ul>' if found else notice("None yet.")
-
-
 def command(
     base: str,
     domain: str,
@@ -280,10 +172,11 @@ def command(
     length: float,
     name: str,
     private: bool,
+    space: bool,
 ) -> tuple[str, Any]:
     """The same on a machine of one's own, and what the result is called unless something else is written."""
     wanted = Wanted(
-        base or "", domain, general, method, sparsity, int(samples), int(length), name.strip(), bool(private)
+        base or "", domain, general, method, sparsity, int(samples), int(length), name.strip(), private, space
     )
     try:
         wanted.check()
@@ -314,6 +207,8 @@ def build() -> gr.Blocks:
             gr.HTML("<h2>Your models</h2>")
             mine = gr.HTML(notice("Log in to see the models that you made."), elem_id="history")
         wire(page, fields, said, (go, stop), (progress, log), told, mine)
+    if constants.ENDPOINT != PUBLIC:
+        page.space_id = None  # Gradio's page would ask the public Hub about this Space
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
 
 
@@ -371,7 +266,9 @@ def questions() -> dict[str, Any]:
             fields["place"] = gr.Dropdown(
                 places, value=AUTOMATIC, label="Where", info="Jobs are paid by you", elem_id="place"
             )
-        fields["private"] = gr.Checkbox(False, label="Private", elem_id="private")
+            with gr.Row():
+            fields["private"] = gr.Checkbox(False, label="Private", elem_id="private")
+            fields["space"] = gr.Checkbox(False, label="With a Space to try it", elem_id="space")
     return fields
 
 
@@ -405,7 +302,7 @@ def wire(
         concurrency_id="look",
         **late,
     )
-    result = [fields["name"], fields["private"]]
+    result = [fields["name"], fields["private"], fields["space"]]
     gr.on(
         [field.change for field in (*text, *amount, *result)],
         command,
@@ -429,7 +326,7 @@ def wire(
 LETTERS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="orange", neutral_hue="stone", radius_size="lg", font=LETTERS, font_mono=["ui-monospace", "monospace"]
-)
+).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
 demo = build()
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from work import Moment
 SHOWN_LINES = 200  # of a log
 
 HEADING = """
-<svg viewBox="0 0 48 48" aria-hidden="true">
+<div class="brand"><svg viewBox="0 0 48 48" aria-hidden="true">
 <g fill="none" stroke="currentColor" stroke-width="3.4" stroke-linecap="round">
 <path d="M24 44V20M24 30 13 19M24 24l11-11"/><path class="cut" d="M13 19V9M24 20v-8" stroke-dasharray="1 6.5"/></g>
 </svg>
 <div><h1>Prune my repo</h1>
-<p>Any language model of the Hub, made leaner for your domain, published with its card in your own account.</p></div>
+<p>Any language model of the Hub, made leaner for your domain, published with its card in your own account.</p>
+</div></div>
 """
 
 

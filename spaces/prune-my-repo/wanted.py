@@ -22,12 +22,12 @@ MACHINES: dict[str, tuple[int, str]] = {
 }
 
 DOMAINS = {
-    "medical": "Medical · PubMedQA and MedQuAD",
-    "legal": "Legal · CaseHOLD and BillSum",
-    "code": "Code · MBPP",
-    "math": "Mathematics · GSM8K",
+    "medical": "Medical",
+    "legal": "Legal",
+    "code": "Code",
+    "math": "Mathematics",
 }
-GENERAL = {"general": "General · WikiText and TinyStories"}
+GENERAL = {"general": "General"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Wanted:
         length: Tokens in a sequence.
         name: Name of the result; empty for ``suggestion``.
         private: Whether only its owner sees it.
+        space: Whether it gets a Space that shows it beside its base.
         place: ``here``, ``automatic`` or a machine for a job.
     """
 
@@ -97,6 +98,7 @@ class Wanted:
     length: int = 512
     name: str = ""
     private: bool = False
+    space: bool = False
     place: str = AUTOMATIC
 
     def check(self) -> None:
@@ -159,7 +161,13 @@ class Wanted:
             **({"job": machine, "timeout": timeout} if machine else {}),
         }
         words = [f"--{option}={value}" for option, value in options.items()]
-        return ["prune", self.base, *words, "--private" if self.private else "--public"]
+        return [
+            "prune",
+            self.base,
+            *words,
+            "--private" if self.private else "--public",
+            *(["--space"] if self.space else []),
+        ]
 
 
 def choose_place(wanted: Wanted, parameters: int, fits_here: bool, may_run_jobs: bool) -> str | None:
