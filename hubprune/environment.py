@@ -79,6 +79,32 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory() -> int:
+    """Memory of this machine, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def accelerators() -> list[tuple[str, str]]:
+    """What torch could run models on besides the processor: the device, and what it is with its memory.
+
+    Raises:
+        ImportError, OSError: torch cannot be loaded.
+    """
+    import torch
+
+    found = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(number)
+        memory = f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
+        found.append((f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {memory}"))
+    if not found and torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        found = [(f"{kind}:{number}", "") for number in range(torch.accelerator.device_count())]
+    return found
+
+
 def free_gpu_memory(gpus: Sequence[int]) -> int | None:
     """Memory that is free on some GPUs together, in bytes; None for none of them."""
     import torch

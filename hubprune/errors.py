@@ -13,6 +13,7 @@
     |-- NumericalError                    NaN or infinity, or a Hessian that cannot be factorised
     |-- OutputError                       the output folder or the target repository cannot be written
     |-- ProcessError                      another process of a run that is spread over several has ended
+    |-- SpaceError                        the model is published, its Space is not
     |-- JobError                          a job on the Hub's machines ended without its result
     `-- VerificationError                 what must hold before publishing does not hold
 
@@ -76,6 +77,19 @@ class OutputError(HubPruneError):
 
 class ProcessError(HubPruneError):
     """Another process of a run that is spread over several has ended."""
+
+
+class SpaceError(HubPruneError):
+    """The model is published, its Space is not.
+
+    Args:
+        message: What went wrong, and how to go on.
+        commit_url: Address of the model's commit.
+    """
+
+    def __init__(self, message: str, commit_url: str = "") -> None:
+        self.commit_url = commit_url
+        super().__init__(message)
 
 
 class JobError(HubPruneError):

@@ -25,7 +25,7 @@ from hubprune.exportrecord import (
     check_format,
 )
 from hubprune.hub import check_can_write, hub_errors, make_api, resolve_model
-from hubprune.publisher import UploadPlan
+from hubprune.uploads import UploadPlan
 
 RUNTIMES: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 MISSING = {False: (RemoteEntryNotFoundError,), True: (LocalEntryNotFoundError,)}  # by whether the network is off

@@ -224,8 +224,8 @@ def missing_bytes(
     return sum(file.size or 0 for file in safe or files if not (there / file.rfilename).exists())
 
 
-def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = None) -> bool:
-    """Find out before any work whether a model repository can be created or pushed to.
+def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = None, repo_type: str = "model") -> bool:
+    """Find out before any work whether a repository can be created or pushed to.
 
     Returns:
         Whether the repository exists.
@@ -238,12 +238,12 @@ def check_can_write(repo_id: str, *, token: Token = None, api: HfApi | None = No
     start = f"cannot push to {repo_id}: "
     if api.token is False:
         raise AccessError(f"{start}it needs a token and there is none; {LOG_IN}")
-    with hub_errors("push to", repo_id, api=api):
+    with hub_errors("push to", repo_id, repo_type, api=api):
         me = api.whoami()
         if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise AccessError(f"{start}the token may only read; make one with the role 'write'")
-        if api.repo_exists(repo_id):
-            api.auth_check(repo_id, write=True)
+        if api.repo_exists(repo_id, repo_type=repo_type):
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
             return True
     own = [me["name"], *(org["name"] for org in me.get("orgs", ()) if org.get("roleInOrg") != "read")]
     owner, slash, _ = repo_id.partition("/")

@@ -178,7 +178,7 @@ class PrunerMixin:
                 ``repo_id`` and the other keywords of ``push_to_hub``.
         """
         push = kwargs.pop("push_to_hub", False)
-        names = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
+        names = "repo_id private token commit_message commit_description revision create_pr space".split()
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         save: Any = super().save_pretrained  # type: ignore[misc]
 
@@ -204,7 +204,8 @@ class PrunerMixin:
         Args:
             repo_id: Repository to create or update.
             kwargs: ``private``, ``token``, ``commit_message``, ``commit_description``, ``revision``, ``create_pr``,
-                ``max_shard_size``, ``dry_run``; see ``hubprune.publish``.
+                ``space`` (True or a name: a Space that shows the model), ``max_shard_size``, ``dry_run``; see
+                ``hubprune.publish``.
 
         Raises:
             UsageError: The model was not pruned by hubprune.

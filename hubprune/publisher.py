@@ -1,6 +1,7 @@
 """A saved folder verified and sent in one commit: the repository is left in its old state or in the new one.
 
-``publish_folder`` sends a folder; ``publish`` saves a model in memory first.
+``publish_folder`` sends a folder; ``publish`` saves a model in memory first. A Space of the model follows in a
+commit of its own: what goes wrong there leaves the model as it is.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.card import render_card, size
+from hubprune import space_publisher
+from hubprune.card import render_card
 from hubprune.errors import HubPruneError, OutputError, UsageError
 from hubprune.exportrecord import FORMATS, RECORD_NAME, ExportRecord, weights_sha256
 from hubprune.facts import BaseFacts, Totals
@@ -27,36 +29,8 @@ from hubprune.readme import join_own, read_readme
 from hubprune.recipe import base_on_hub
 from hubprune.report import REPORT_NAME, PruningReport, write_text
 from hubprune.saving import README, TOKENIZER_FILES, WEIGHTS, save
+from hubprune.uploads import UploadPlan
 from hubprune.verifier import verify
-
-
-@dataclass(frozen=True)
-class UploadPlan:
-    """What a push would do.
-
-    Attributes:
-        repo_id: The repository.
-        revision: The branch, None for the default one.
-        creates_repo: Whether the repository would be created.
-        files: Paths to upload with their sizes in bytes; the client skips those that are there already.
-        deletes: Stale files that would be deleted.
-    """
-
-    repo_id: str
-    revision: str | None
-    creates_repo: bool
-    files: tuple[tuple[str, int], ...]
-    deletes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Return one line for each file."""
-        total = sum(count for _, count in self.files)
-        place = (
-            self.repo_id + (f" ({self.revision})" if self.revision else "") + (", new" if self.creates_repo else "")
-        )
-        lines = [f"{place}: {len(self.files)} files, {size(total)}"]
-        lines += [f"  upload {path}  {size(count)}" for path, count in self.files]
-        return "\n".join([*lines, *(f"  delete {path}" for path in self.deletes)])
 
 
 @dataclass(frozen=True)
@@ -85,6 +59,7 @@ def publish(
     commit_description: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    space: bool | str = False,
     dry_run: bool = False,
     api: HfApi | None = None,
 ) -> CommitInfo | UploadPlan:
@@ -102,6 +77,7 @@ def publish(
         commit_description: Its description.
         revision: Branch.
         create_pr: Open a pull request.
+        space: Publish a Space of the model as well.
         dry_run: Upload nothing.
         api: Client to use instead of one made from ``token``.
 
@@ -129,11 +105,13 @@ def publish(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+            space=space,
             dry_run=dry_run,
             trust_remote_code=report.base.trust_remote_code,
             api=api,
         )
-        report.verification = PruningReport.load(folder).verification
+        sent = PruningReport.load(folder)
+        report.verification, report.space = sent.verification, sent.space
         return done
 
 
@@ -147,6 +125,7 @@ def publish_folder(
     commit_description: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    space: bool | str = False,
     dry_run: bool = False,
     trust_remote_code: bool = False,
     max_memory: int | None = None,
@@ -167,6 +146,8 @@ def publish_folder(
         commit_description: Its description.
         revision: Branch; created from the default one when there is none.
         create_pr: Open a pull request instead of writing to the branch.
+        space: Publish a Space too that shows the model beside its base, after it and in a commit of its own: True for
+            one of the same name, or its name.
         dry_run: Do everything but create and upload.
         trust_remote_code: Let the folder's own modelling code run, which the checks need where there is some.
         max_memory: Bytes that the checks may take for the reloaded model; None for what is free.
@@ -179,11 +160,15 @@ def publish_folder(
         AccessError: The Hub refuses: no write permission, or a paid feature.
         OutputError: The repository holds another model, or changed during the push.
         VerificationError: The folder does not hold what its report says; nothing was sent.
-        UsageError: The folder holds no report.
+        SpaceError: The model was sent, its Space could not be; the message says how to go on.
+        UsageError: The folder holds no report, or a Space is asked for with a pull request.
     """
     path = Path(folder)
     report = PruningReport.load(path)
     api = api or make_api(token)
+    home = space_publisher.find_place(space, repo_id, create_pr=create_pr, api=api)
+    if home is not None and not dry_run:
+        report.space = home.space_id
     remote = _preflight(api, repo_id, report, token, revision, create_pr)
     verify(path, report=report, trust_remote_code=trust_remote_code, max_memory=max_memory)
     _write_readme(path, repo_id, report, remote)
@@ -196,7 +181,7 @@ def publish_folder(
         deletes=tuple(sorted({*_stale(remote.files, files), *_stale_graphs(path, remote, files)})),
     )
     if dry_run:
-        return plan
+        return plan if home is None else replace(plan, space=space_publisher.plan_space(home, report, path))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path / name) for name in files),
         *(CommitOperationDelete(path_in_repo=name) for name in plan.deletes),
@@ -206,7 +191,7 @@ def publish_folder(
     )
     with _new_places(api, plan, remote, private) as head, hub_errors("push to", repo_id):
         try:
-            return api.create_commit(
+            commit = api.create_commit(
                 repo_id,
                 operations,
                 commit_message=message,
@@ -221,6 +206,9 @@ def publish_folder(
             raise
         except ValueError as error:
             raise OutputError(f"{repo_id} refuses the push ({error}): mend the folder or the arguments") from error
+    if home is not None:
+        space_publisher.follow_model(home, report, commit, path, private=private, api=api)
+    return commit
 
 
 def check_push(
@@ -231,6 +219,7 @@ def check_push(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    space: bool | str = False,
     api: HfApi | None = None,
 ) -> bool:
     """Find out before a run whether its result can be pushed.
@@ -242,6 +231,7 @@ def check_push(
         token: Token of the Hub.
         revision: Branch.
         create_pr: Open a pull request instead of writing to the branch.
+        space: Whether a Space of the model is going to be published too, or its name.
         api: Client to use instead of one made from ``token``.
 
     Returns:
@@ -251,8 +241,9 @@ def check_push(
         AccessError: The Hub refuses: no write permission, or a repository of somebody else.
         OutputError: The repository holds another model.
     """
-    report = PruningReport(base=base, totals=Totals(parameters=parameters))
-    return not _preflight(api or make_api(token), repo_id, report, token, revision, create_pr).exists
+    report, api = PruningReport(base=base, totals=Totals(parameters=parameters)), api or make_api(token)
+    space_publisher.find_place(space, repo_id, create_pr=create_pr, api=api)
+    return not _preflight(api, repo_id, report, token, revision, create_pr).exists
 
 
 def _preflight(

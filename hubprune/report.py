@@ -56,6 +56,7 @@ class PruningReport:
         versions: Versions of the libraries.
         warnings: What the user should know, in sentences.
         verification: The stamp, None before it was made.
+        space: Space that shows the model beside its base; None without one.
         created: ISO date and time, UTC.
         schema_version: Version of this layout.
     """
@@ -85,6 +86,7 @@ class PruningReport:
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     verification: Verification | None = None
+    space: str | None = None
     created: str = ""
     schema_version: int = SCHEMA_VERSION
 

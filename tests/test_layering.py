@@ -17,17 +17,18 @@ ORDER = (
     "report exportrecord huberrors hub jobs filling sources tokens architecture units removal weights activations "
     "shards work sequences calibration inputs recording replay stats criterion unit_criterion criteria attention "
     "evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence unitwise loop layers "
-    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card space "
-    "saving publisher comparison flow footprint probe estimate runs adapters training teacher reconstruct "
-    "recovery_text recovery_plan recovery recoverer protocol calibrated variants measured harness answers sizes speed "
-    "sidebyside modeling quantizer tracing session rounding graphcheck exporthub exported exporting cli __main__"
+    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card uploads "
+    "space saving space_publisher publisher comparison flow footprint probe estimate runs adapters training "
+    "teacher reconstruct recovery_text recovery_plan recovery recoverer protocol calibrated variants measured "
+    "harness answers sizes speed sidebyside modeling quantizer tracing session rounding graphcheck exporthub "
+    "exported exporting doctor cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
     "errors resources sparsity fields presets corpora config recovery_config facts outcomes report exportrecord "
-    "huberrors hub jobs filling sources readme recipe drawing figures similarity card space".split()
+    "huberrors hub jobs filling sources readme recipe drawing figures similarity card uploads space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"replay"}
@@ -36,7 +37,7 @@ REGISTERS_HOOKS = {"replay"}
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}, "adapters": {"masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "jobs", "saving", "publisher", "exporthub", "localhub", "demo"}
+TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
 MAX_LINES = 400
 

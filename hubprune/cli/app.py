@@ -8,6 +8,7 @@ import typer
 
 from hubprune import __version__
 from hubprune.cli.compare import compare
+from hubprune.cli.doctor import doctor
 from hubprune.cli.folder import card, push, verify
 from hubprune.cli.graph import export
 from hubprune.cli.measure import evaluate
@@ -15,6 +16,7 @@ from hubprune.cli.offline import demo, serve
 from hubprune.cli.options import option_name
 from hubprune.cli.prune import plan, prune
 from hubprune.cli.recover import recover
+from hubprune.cli.space import space
 from hubprune.cli.tables import methods
 
 # Options are recognised with underscores and under the names that other libraries give them.
@@ -35,6 +37,8 @@ def build() -> typer.Typer:
     app.command("push", context_settings=FORGIVING)(push)
     app.command("verify", context_settings=FORGIVING)(verify)
     app.command("card", context_settings=FORGIVING)(card)
+    app.command("space", context_settings=FORGIVING)(space)
+    app.command("doctor")(doctor)
     app.command("demo")(demo)
     hub = typer.Typer()
     hub.callback()(group)

@@ -15,6 +15,7 @@ from hubprune.cli.options import (
     FolderArgument,
     MessageOption,
     PrivateOption,
+    SpaceOption,
     TokenOption,
     TrustOption,
 )
@@ -30,12 +31,15 @@ def push(
     private: PrivateOption = None,
     create_pr: CreatePrOption = False,
     commit_message: MessageOption = None,
+    space: SpaceOption = False,
     token: TokenOption = None,
     trust_remote_code: TrustOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Verify the folder of a pruned model and publish it in one commit."""
+    """Verify the folder of a pruned model and publish it in one commit; with --space its Space in another."""
     from hubprune.publisher import publish_folder
+    from hubprune.report import PruningReport
+    from hubprune.space_publisher import page
 
     done = publish_folder(
         folder,
@@ -44,11 +48,14 @@ def push(
         private=private,
         create_pr=create_pr,
         commit_message=commit_message,
+        space=space,
         token=token,
         dry_run=dry_run,
         trust_remote_code=trust_remote_code,
     )
     print(tables.destination(done))
+    if space and not dry_run:
+        print(page(str(PruningReport.load(folder).space)))
 
 
 def verify(

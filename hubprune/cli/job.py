@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from hubprune import hub, jobs
+from hubprune import hub, jobs, space_publisher
 from hubprune.cli import tables
 from hubprune.cli.prune import Request, merged, read_request
 from hubprune.corpora import SourceConfig, parse_corpus
@@ -36,6 +36,9 @@ def submit(ctx: typer.Context) -> None:
     _refuse_local(request.base, sources)
     api = hub.make_api(request.publishing["token"])
     is_new = not hub.check_can_write(str(request.push), api=api)
+    space_publisher.find_place(
+        request.publishing["space"], str(request.push), create_pr=request.publishing["create_pr"], api=api
+    )
     hub.resolve_model(request.base, revision=request.revision, api=api)
     for source in sources:
         hub.resolve_dataset(source.dataset, revision=source.revision, api=api)

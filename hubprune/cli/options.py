@@ -85,6 +85,14 @@ CreatePrOption = Annotated[
         "--create-pr", help="Open a pull request instead of writing to the branch.", rich_help_panel=RESULT_PANEL
     ),
 ]
+SpaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--space",
+        help="Publish a Space of the same name too, which shows the model beside its base.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
 MessageOption = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Summary of the commit.", rich_help_panel=RESULT_PANEL)
 ]

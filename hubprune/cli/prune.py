@@ -26,6 +26,7 @@ from hubprune.cli.options import (
     MessageOption,
     PrivateOption,
     RevisionOption,
+    SpaceOption,
     TokenOption,
     TrustOption,
     labelled,
@@ -42,7 +43,7 @@ from hubprune.sparsity import SCOPES, SHARES, UNITS
 # Keywords of ``from_pretrained``, and of ``publish_folder``.
 LOADING = ("dtype", "device_map", "trust_remote_code", "token")
 CORPUS_OPTIONS = ("num_samples", "sequence_length", "packing", "streaming", "seed")
-PUBLISHING = ("private", "create_pr", "commit_message")
+PUBLISHING = ("private", "create_pr", "commit_message", "space")
 # What is dropped of a file where the command line says something that excludes it.
 EXCLUDES = {"pattern": ("sparsity", "scope"), "sparsity": ("pattern",), "scope": ("pattern",)}
 
@@ -200,6 +201,7 @@ def prune(
     private: PrivateOption = None,
     create_pr: CreatePrOption = False,
     commit_message: MessageOption = None,
+    space: SpaceOption = False,
     job: Annotated[
         str | None,
         typer.Option(

@@ -7,11 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from hubprune import environment, flow, publisher, ranks, runs, saving
+from hubprune import environment, flow, publisher, ranks, runs, saving, space_publisher
 from hubprune.cli import tables
 from hubprune.cli.folder import rewrite_card
 from hubprune.cli.prune import Request
 from hubprune.environment import free_gpu_memory
+from hubprune.errors import SpaceError
 from hubprune.estimate import choose, estimate
 from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
@@ -57,6 +58,7 @@ def _run(request: Request, *, progress: bool) -> None:
         outline.parameters,
         token=request.publishing["token"],
         create_pr=request.publishing["create_pr"],
+        space=request.publishing["space"],
     )
     plan = _prepare(base, request, progress=progress)
     if request.dry_run:
@@ -83,10 +85,12 @@ def _run(request: Request, *, progress: bool) -> None:
             if work.worth_keeping and ranks.rank() == 0:
                 _say(f"What is finished is kept in {work.folder}: repeat the command to go on.")
             raise
-        ranks.in_first(lambda: _deliver(folder, plan, request))
+        late = ranks.in_first(lambda: _deliver(folder, plan, request))
         work.remove()
         if request.out is None:
             ranks.in_first(lambda: shutil.rmtree(folder.parent, ignore_errors=True))
+        if late is not None:
+            raise late
 
 
 def _prepare(base: Opening, request: Request, *, progress: bool) -> flow.Plan:
@@ -118,15 +122,25 @@ def _waiting_room(repo_id: str) -> Path:
     return Path(constants.HF_HOME) / "hubprune" / repo_id.replace("/", "--")
 
 
-def _deliver(folder: Path, plan: flow.Plan, request: Request) -> None:
-    """Check what was saved, push it where that was asked for, and show what came of it."""
-    places = {"folder": str(request.out)} if request.out is not None else {}
+def _deliver(folder: Path, plan: flow.Plan, request: Request) -> SpaceError | None:
+    """Check what was saved, push it where that was asked for, and show what came of it.
+
+    Returns:
+        What went wrong after the model was published; None where nothing did.
+    """
+    places, late = {"folder": str(request.out)} if request.out is not None else {}, None
     if request.push is not None:
-        places["on the Hub"] = _push(folder, request.push, request)
+        try:
+            places["on the Hub"] = _push(folder, request.push, request)
+            if request.publishing["space"]:
+                places["its Space"] = space_publisher.page(str(PruningReport.load(folder).space))
+        except SpaceError as error:
+            places["on the Hub"], late = error.commit_url, error
     else:
         verify(folder, trust_remote_code=plan.base.keywords["trust_remote_code"], max_memory=request.max_memory)
         rewrite_card(folder, None)
     tables.show(*tables.result(PruningReport.load(folder), places))
+    return late
 
 
 def _push(folder: Path, repo_id: str, request: Request) -> str:
@@ -135,6 +149,8 @@ def _push(folder: Path, repo_id: str, request: Request) -> str:
         return tables.destination(
             publisher.publish_folder(folder, repo_id, max_memory=request.max_memory, **request.publishing)
         )
+    except SpaceError:
+        raise
     except Exception as error:
         again = shlex.join(["hubprune", "push", str(folder), repo_id])
         error.add_note(f"the pruned model is in {folder}, push it again with: {again}")

@@ -80,6 +80,8 @@ def dry_run(request: Request, plan: Plan, outline: Outline, found: Estimate, is_
     if request.push is not None:
         what = "would open a pull request on" if request.publishing["create_pr"] else "would push to"
         rows.append((what, f"{request.push}, {_kind(is_new)}"))
+        if request.publishing["space"]:
+            rows.append(("would publish", f"the Space {request.push}, which shows it"))
     return facts_table([*rows, *_warnings(plan.warnings)], "Nothing was pruned (--dry-run)")
 
 
