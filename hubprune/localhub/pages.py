@@ -106,6 +106,7 @@ def card_page(call: Call) -> Response:
         "card.html",
         call.user,
         readme="" if shared["refused"] else _markdown(repo, "main", body),
+        chips=snippets.chips(card),
         metadata=snippets.metadata_rows(card),
         facts=snippets.facts(repo, info),
         commands=snippets.commands(repo, info, files, call.url()),

@@ -266,7 +266,7 @@ def questions() -> dict[str, Any]:
             fields["place"] = gr.Dropdown(
                 places, value=AUTOMATIC, label="Where", info="Jobs are paid by you", elem_id="place"
             )
-            with gr.Row():
+        with gr.Row():
             fields["private"] = gr.Checkbox(False, label="Private", elem_id="private")
             fields["space"] = gr.Checkbox(False, label="With a Space to try it", elem_id="space")
     return fields

@@ -23,7 +23,7 @@ RUN_SECONDS = float(os.environ.get("RUN_SECONDS", 7200))
 POLL = 0.5  # seconds between two looks
 GRACE = 5.0  # seconds between asking a process to end and ending it
 MAX_LINES = 500  # of the log that are kept
-ROWS, COLUMNS = 40, 64  # as wide as the log on the page
+ROWS, COLUMNS = 40, 58  # as wide as the log on the page
 
 # All that the command gets from this process; secrets of the Space stay out of it.
 INHERITED = (
@@ -32,7 +32,7 @@ INHERITED = (
 ).split()
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"^\s*(?P<label>[^|]*?)\s*:?\s+(?P<percent>\d{1,3})%\s*\|")
-OTHER_BAR = re.compile(r":\s+\S?\|")  # one without a percentage
+OTHER_BAR = re.compile(r":\s+\S*\|")  # one without a percentage
 
 
 @dataclass
