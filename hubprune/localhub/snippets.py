@@ -25,7 +25,7 @@ def metadata_rows(card: dict[str, Any]) -> list[tuple[str, list[str]]]:
 def chips(card: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what a repository is at a glance: a kind and a word for each chip below its name."""
     singles = [(key, word) for key in ("pipeline_tag", "library_name", "sdk") for word in cards.strings(card.get(key))]
-    licenses = [("license", f"license: {name}") for name in cards.strings(card.get("license"))]
+    licenses = [("license", name) for name in cards.strings(card.get("license"))]
     languages = [("language", word) for word in cards.strings(card.get("language"))]
     shown = {word for _, word in (*singles, *languages)}
     return [

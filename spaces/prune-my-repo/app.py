@@ -327,10 +327,9 @@ LETTERS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", 
 THEME = gr.themes.Base(
     primary_hue="orange", neutral_hue="stone", radius_size="lg", font=LETTERS, font_mono=["ui-monospace", "monospace"]
 ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
-demo = build()
 
 if __name__ == "__main__":
-    demo.launch(
+    build().launch(
         theme=THEME,
         css_paths=FOLDER / "style.css",
         footer_links=["gradio"],

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+COMMAND = (sys.executable, "-m", "hubprune")
 RUN_SECONDS = float(os.environ.get("RUN_SECONDS", 7200))
 POLL = 0.5  # seconds between two looks
 GRACE = 5.0  # seconds between asking a process to end and ending it
@@ -111,7 +112,7 @@ def follow(arguments: Sequence[str], token: str, limit: float | None = RUN_SECON
         fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "hubprune", *arguments],
+            [*COMMAND, *arguments],
             cwd=folder,
             env=_environment(Path(folder), token),
             stdin=subprocess.DEVNULL,
