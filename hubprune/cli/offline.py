@@ -57,8 +57,12 @@ def demo(
         Path | None, typer.Option(metavar="DIR", help="Where the Hub and all else is kept. Without it: demo-hub.")
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Go on serving the Hub at the end, until Ctrl+C.")] = False,
+    allow_spaces: Annotated[
+        bool,
+        typer.Option("--allow-spaces", help="Let the served Hub run apps and jobs that users start, as you."),
+    ] = False,
 ) -> None:
     """Run the whole flow on a tiny model and an embedded Hub, without a network."""
     from hubprune.demo.show import run_demo
 
-    run_demo(folder, serve)
+    run_demo(folder, serve, allow_spaces)
