@@ -157,6 +157,8 @@ class PruningConfig:
                 problems.append(f"option {name} must be a finite number of at least 0, got {value!r}")
             elif name == "domain_ratio" and value > 1:  # type: ignore[operator]
                 problems.append(f"option domain_ratio must be between 0 and 1, got {value}")
+            elif name == "alpha" and value != method.options[name] and self.options.get("strategy") != "greedy":
+                problems.append(f"option alpha decides the order of pairs, got {value}: add strategy='greedy'")
         return problems
 
     def _number_problems(self) -> list[str]:

@@ -87,7 +87,7 @@ class Evidence:
 
     def _seen(self, matrix: Matrix, corpora: Sequence[str]) -> torch.Tensor:
         hessians = self._hessians(matrix, corpora).values()
-        return torch.stack([h.total.diagonal() != 0 for h in hessians]).any(dim=0)
+        return torch.stack([h.diagonal() != 0 for h in hessians]).any(dim=0)
 
     def compensation_factor(self, matrix: Matrix) -> tuple[torch.Tensor, float]:
         """Upper Cholesky factor of the inverse Hessian, ``(d_in, d_in)``, and the damping it needed.

@@ -1,10 +1,12 @@
-"""What the engine collects: norms and second moments of the inputs of a matrix, and sums over gradients.
+"""What the engine collects: norms and second moments of the inputs of a matrix.
 
-All sums run over tokens in float32. An accumulator is shared by the matrices that read the same input.
+Products are taken in float32 and added up in float64, so that the order of the sum, which the number of processes
+changes, does not show. An accumulator is shared by the matrices that read the same input.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,68 +20,93 @@ StatisticName = Literal["norm", "hessian"]
 
 # A factorisation that fails is tried again with ten times the damping, this often.
 CHOLESKY_RETRIES = 3
+# Columns of a second moment that are added up together.
+PANEL = 512
 
 
-class Statistic:
+def widest_float(device: torch.device) -> torch.dtype:
+    """The type that sums are kept in: float64, or float32 on a device without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Statistic(ABC):
     """A sum over tokens.
 
     Attributes:
         tokens: Tokens seen.
-        total: The sum, float32.
+        totals: The parts of the sum.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.tokens = 0
-        self.total = torch.zeros(self.shape(width), dtype=torch.float32, device=device)
+    tokens: int
+    totals: list[torch.Tensor]
 
-    @staticmethod
-    def shape(width: int) -> tuple[int, ...]:
-        """Shape of the sum for inputs of a width."""
-        return (width,)
+    @abstractmethod
+    def __init__(self, width: int, device: torch.device) -> None: ...
 
+    @abstractmethod
     def update(self, inputs: torch.Tensor) -> None:
         """Add ``inputs``, ``(tokens, d_in)``."""
-        self.tokens += inputs.shape[0]
 
     def add_up(self) -> None:
         """Add what the other processes have seen."""
         self.tokens = int(ranks.add_up(torch.tensor(self.tokens)))
-        self.total = ranks.add_up(self.total)
+        self.totals = [ranks.add_up(total) for total in self.totals]
 
 
 class InputNorm(Statistic):
     """Sum of squares of each input column over tokens, ``(d_in,)``."""
 
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.totals = [torch.zeros(width, dtype=widest_float(device), device=device)]
+
     def update(self, inputs: torch.Tensor) -> None:
         """Add ``inputs``, ``(tokens, d_in)``."""
-        super().update(inputs)
-        self.total += inputs.float().square().sum(dim=0)
+        self.tokens += inputs.shape[0]
+        self.totals[0] += inputs.float().square().sum(dim=0)
 
     def norm(self) -> torch.Tensor:
         """Root mean square over tokens, ``(d_in,)``: the 2-norm divided by the root of the tokens."""
-        return (self.total / max(self.tokens, 1)).sqrt()
+        return (self.totals[0] / max(self.tokens, 1)).sqrt().float()
 
 
 class Hessian(Statistic):
     """Second moment of the inputs, ``sum x x^T``, ``(d_in, d_in)``.
 
-    It is the Hessian of the layer's squared output error (SparseGPT, arXiv:2301.00774).
+    It is the Hessian of the layer's squared output error (SparseGPT, arXiv:2301.00774). It is symmetric, so only its
+    upper half is computed and kept, as panels of columns, each down to the diagonal: in float64 that takes no more
+    memory than the whole in float32, and half the time.
     """
 
-    @staticmethod
-    def shape(width: int) -> tuple[int, ...]:
-        """Shape of the sum for inputs of a width."""
-        return (width, width)
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.tokens, self.width = 0, width
+        dtype = widest_float(device)
+        self.totals = [torch.zeros(stop, stop - start, dtype=dtype, device=device) for start, stop in self._panels()]
+
+    def _panels(self) -> list[tuple[int, int]]:
+        return [(start, min(start + PANEL, self.width)) for start in range(0, self.width, PANEL)]
 
     def update(self, inputs: torch.Tensor) -> None:
         """Add ``inputs``, ``(tokens, d_in)``."""
-        super().update(inputs)
+        self.tokens += inputs.shape[0]
         inputs = inputs.float()
-        self.total.addmm_(inputs.T, inputs)
+        for total, (start, stop) in zip(self.totals, self._panels(), strict=True):
+            total += inputs[:, :stop].T @ inputs[:, start:stop]
+
+    def diagonal(self) -> torch.Tensor:
+        """The diagonal of the sum, ``(d_in,)``."""
+        return torch.cat(
+            [total[start:].diagonal() for total, (start, _) in zip(self.totals, self._panels(), strict=True)]
+        )
 
     def matrix(self) -> torch.Tensor:
-        """``H = (2 / tokens) sum x x^T``, ``(d_in, d_in)``, without damping."""
-        return self.total * (2.0 / max(self.tokens, 1))
+        """``H = (2 / tokens) sum x x^T``, ``(d_in, d_in)``, float32, without damping."""
+        whole = torch.empty(self.width, self.width, device=self.totals[0].device)
+        for total, (start, stop) in zip(self.totals, self._panels(), strict=True):
+            panel = total * (2.0 / max(self.tokens, 1))
+            whole[:stop, start:stop] = panel
+            whole[start:stop, :start] = panel[:start].T
+        return whole
 
 
 STATISTICS: dict[StatisticName, type[Statistic]] = {"norm": InputNorm, "hessian": Hessian}

@@ -135,7 +135,8 @@ def test_the_users_random_numbers_are_left_alone(world, tmp_path: Path) -> None:
     assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == expected
 
 
-def test_what_is_no_task_is_told(tmp_path: Path) -> None:
+def test_what_is_no_task_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # datasets looks for its files below
     with pytest.raises(UsageError, match="no task file .*absent.yaml: check the path"):
         Tasks([str(tmp_path / "absent.yaml")])
     (tmp_path / "broken.yaml").write_text("task: broken\ndataset_path: json\noutput_type: multiple_choice\n")

@@ -37,7 +37,7 @@ REGISTERS_HOOKS = {"replay"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own,
 # and a masked adapter forms its sum and its gradient in some.
 WRITES_WEIGHTS = {"apply"}
-WRITES_OWN_TENSORS = {"stats": {"addmm_", "add_", "mul_", "masked_fill_"}, "adapters": {"masked_fill_"}}
+WRITES_OWN_TENSORS = {"stats": {"add_", "masked_fill_"}, "adapters": {"masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
 TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}

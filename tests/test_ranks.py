@@ -20,7 +20,7 @@ from tests.families import build
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What every process runs: prune a tiny model on its part of fixed tokens, keep the scores, and measure.
+# What every process runs: prune tiny models on its part of fixed tokens, keep the scores, and measure.
 WORK = """
 import sys
 from pathlib import Path
@@ -31,30 +31,34 @@ from hubprune.calibration import corpus_from_tokens
 from hubprune.criterion import load_criterion
 from tests.families import build, token_ids
 
-method, family, out = sys.argv[1:4]
+def work(method, family, out):
+    model = build(family)
+    config = PruningConfig(method, sparsity=0.5, batch_size=2)
+    criterion, scores = load_criterion(config), []
+
+    class Watched(type(criterion)):
+        scope, application = config.resolved_pattern().scope, config.resolved_application()
+
+        def scores(self, *given):
+            scores.append(super().scores(*given))
+            return scores[-1]
+
+    criterion.__class__ = Watched
+    corpora = {"general": token_ids(6, 12), "domain": token_ids(7, 12, seed=1)}
+    report = prune(model, None, config, corpora, criterion=criterion, progress=False)
+    found = perplexity(model, corpus_from_tokens(token_ids(5, 10, seed=2), "x"), batch_size=1, progress=False)
+    held = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    held |= {f"score {i}": score.contiguous() for i, score in enumerate(scores)}
+    held["perplexity"] = torch.tensor([found.perplexity, found.stderr, found.windows], dtype=torch.float64)
+    held["processes"] = torch.tensor(report.hardware["processes"])
+    save_file(held, Path(out) / f"{method}-{ranks.rank()}.safetensors")
+
 ranks.start()
-model = build(family)
-config = PruningConfig(method, sparsity=0.5, batch_size=2)
-criterion, scores = load_criterion(config), []
-
-class Watched(type(criterion)):
-    scope, application = config.resolved_pattern().scope, config.resolved_application()
-
-    def scores(self, *given):
-        scores.append(super().scores(*given))
-        return scores[-1]
-
-criterion.__class__ = Watched
-corpora = {"general": token_ids(6, 12), "domain": token_ids(7, 12, seed=1)}
-report = prune(model, None, config, corpora, criterion=criterion, progress=False)
-found = perplexity(model, corpus_from_tokens(token_ids(5, 10, seed=2), "x"), batch_size=1, progress=False)
-held = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-held |= {f"score {i}": score.contiguous() for i, score in enumerate(scores)}
-held["perplexity"] = torch.tensor([found.perplexity, found.stderr, found.windows], dtype=torch.float64)
-held["processes"] = torch.tensor(report.hardware["processes"])
-save_file(held, Path(out) / f"{ranks.rank()}.safetensors")
+for run in sys.argv[2:]:
+    work(*run.split(","), sys.argv[1])
 ranks.finish()
 """
+RUNS = {"d-pruner": "llama", "sparsegpt": "qwen2", "wanda": "mixtral"}
 
 
 def free_port() -> int:
@@ -79,19 +83,26 @@ def start(code: str, processes: int, *arguments: str) -> list[subprocess.Popen[s
     ]
 
 
-def run(method: str, family: str, processes: int, folder: Path) -> list[dict[str, torch.Tensor]]:
-    folder.mkdir()
-    started = start(WORK, processes, method, family, str(folder))
-    printed = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, printed
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(processes)]
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """By the number of processes, the folder that they left the models of all runs in."""
+    folders = {}
+    for processes in (1, 2, 3):
+        folders[processes] = tmp_path_factory.mktemp("group")
+        started = start(WORK, processes, str(folders[processes]), *map(",".join, RUNS.items()))
+        printed = [process.communicate(timeout=300)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * processes, printed
+    return folders
 
 
-@pytest.mark.parametrize(("method", "family"), [("d-pruner", "llama"), ("sparsegpt", "qwen2"), ("wanda", "mixtral")])
-def test_one_two_and_three_processes_agree(method: str, family: str, tmp_path: Path) -> None:
-    (alone,) = run(method, family, 1, tmp_path / "1")
-    for processes in (2, 3):
-        everywhere = run(method, family, processes, tmp_path / str(processes))
+@pytest.mark.parametrize("method", RUNS)
+def test_one_two_and_three_processes_agree(method: str, groups: dict[int, Path]) -> None:
+    held = {
+        processes: [load_file(folder / f"{method}-{rank}.safetensors") for rank in range(processes)]
+        for processes, folder in groups.items()
+    }
+    (alone,) = held.pop(1)
+    for processes, everywhere in held.items():
         for other in everywhere:
             assert other.keys() == alone.keys()
             assert int(other["processes"]) == processes

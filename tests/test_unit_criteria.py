@@ -188,8 +188,9 @@ def test_the_matrix_product_gives_what_eigenvalues_give():
     assert sorted(divmod(int(table.argmax()), 6)) == [0, 3]
 
 
-@pytest.mark.parametrize("strategy", ["greedy", "random"])
-@pytest.mark.parametrize("alpha", [2.0, 1.01])
+@pytest.mark.parametrize(
+    ("strategy", "alpha"), [("stand-in", 2.0), ("greedy", 2.0), ("greedy", 1.01), ("random", 2.0)]
+)
 def test_of_two_neurons_that_say_the_same_the_weaker_one_goes(strategy, alpha):
     torch.manual_seed(0)
     values = torch.randn(64, 4)
@@ -200,11 +201,31 @@ def test_of_two_neurons_that_say_the_same_the_weaker_one_goes(strategy, alpha):
     scores = criterion.unit_scores(view, rows, {}, {})
     keep = criterion.select(view, scores, rows, 1)
     assert int((~keep).sum()) == 1
-    if strategy == "greedy":
+    if strategy != "random":
         assert keep.tolist() == [True, True, False, True]
         ((gone, stand_in, bits),) = criterion.explain(view, keep, rows)["stand_ins"]
         assert (gone, stand_in) == (2, 1)
         assert bits > 1
+
+
+def test_the_weakest_stays_where_nothing_stands_in_for_it():
+    torch.manual_seed(0)
+    values = torch.randn(64, 5)
+    values[:, 2] = values[:, 1] * 0.5
+    values[:, 4] = values[:, 3] * 0.6
+    values[:, 0] *= 0.1
+    view, rows = view_of(torch.ones(3, 5)), {"domain": values}
+    criterion = MutualInformation(positions=64)
+    scores = criterion.unit_scores(view, rows, {}, {})
+    assert int(scores.argmin()) == 0
+    assert criterion.select(view, scores, rows, 2).tolist() == [True, True, False, True, False]
+    assert criterion.select(view, scores, rows, 3).tolist() == [False, True, False, True, False]
+
+
+def test_another_alpha_is_for_pairs():
+    with pytest.raises(ConfigError, match="option alpha decides the order of pairs, got 1.01: add strategy='greedy'"):
+        PruningConfig("mutual-information", options={"alpha": 1.01})
+    PruningConfig("mutual-information", options={"alpha": 1.01, "strategy": "greedy"})
 
 
 def test_positions_are_spread_over_all_sequences():

@@ -1,4 +1,4 @@
-"""Where optimum-cli finds ``prune``: an installation puts this file into the namespace ``optimum.commands.register``."""
+"""Where optimum-cli finds ``prune``: installed, this file lies in the namespace ``optimum.commands.register``."""
 
 from hubprune.cli.optimum_command import PruneCommand
 

@@ -1,5 +1,9 @@
 """Mutual information: of two neurons that say the same, one goes (arXiv:2406.00030; Entropy 27(12):1224, 2025).
 
+The pairs with most mutual information are pairs of active neurons, whose entropies are highest; to visit those first,
+as the paper does, takes away more than chance would. So by default neurons are visited from the weakest up, and one
+goes when another that stays says enough of the same (our choice).
+
 Neurons are compared by a matrix-based Renyi entropy of their activations at n token positions. With alpha = 2 the
 entropies of all pairs are one matrix product. Mutual information is biased upwards at small n, so only its order
 counts, never its size.
@@ -73,18 +77,21 @@ def information(left: torch.Tensor, right: torch.Tensor, alpha: float) -> float:
 
 
 class MutualInformation(UnitCriterion):
-    """Visits pairs by decreasing mutual information and removes the one of each that matters less.
+    """Removes neurons of which others say the same.
 
     Args:
-        strategy: ``greedy`` visits pairs from the highest mutual information down; ``random`` draws them among those
-            above the median, as the paper does.
-        alpha: Order of the entropy. Other than 2, it decides the order of the pairs that alpha = 2 puts in front.
+        strategy: ``stand-in`` visits neurons from the weakest up and removes one when a neuron that stays says as much
+            of it as is said of every second neuron by its nearest.
+            ``greedy`` visits pairs from the highest mutual information down and removes the weaker one of each;
+            ``random`` draws them among those above the median, as the paper does.
+        alpha: Order of the entropy. Other than 2, it decides the order of the pairs that alpha = 2 puts in front,
+            which only ``greedy`` visits.
         positions: Token positions at which neurons are compared, taken from all sequences.
     """
 
     observed = ("all",)
 
-    def __init__(self, strategy: str = "greedy", alpha: float = 2.0, positions: float = 128) -> None:
+    def __init__(self, strategy: str = "stand-in", alpha: float = 2.0, positions: float = 128) -> None:
         self.strategy, self.alpha, self.positions = strategy, alpha, int(positions)
         self.each = 1
         self._known: tuple[str, torch.Tensor] | None = None
@@ -143,7 +150,9 @@ class MutualInformation(UnitCriterion):
     def select(
         self, view: UnitView, scores: torch.Tensor, observed: Mapping[str, torch.Tensor], removed: int
     ) -> torch.Tensor | None:
-        """Go through the pairs; where both are still there, the lower score goes."""
+        """Choose by the strategy; where two neurons say the same, the one with the lower score goes."""
+        if self.strategy == "stand-in":
+            return self._weakest(view, scores, observed, removed)
         keep = [True] * view.count
         values = scores.tolist()
         for part in self._pairs(view, observed).split(2**16):  # of some ten million pairs, few are needed
@@ -154,6 +163,24 @@ class MutualInformation(UnitCriterion):
             if removed == 0:
                 break
         return torch.tensor(keep, device=scores.device)
+
+    def _weakest(
+        self, view: UnitView, scores: torch.Tensor, observed: Mapping[str, torch.Tensor], removed: int
+    ) -> torch.Tensor:
+        """Remove the weakest that have a stand-in or do nothing; where they are too few, the weakest of the rest."""
+        shared = self._information(view, observed)
+        enough = shared.max(dim=1).values.median()
+        keep = torch.ones(view.count, dtype=torch.bool, device=scores.device)
+        weakest_first = scores.argsort(stable=True).tolist()
+        for unit in weakest_first:
+            if removed and bool((scores[unit] == 0) | (shared[unit][keep].max() >= enough)):
+                keep[unit] = False
+                removed -= 1
+        for unit in weakest_first:
+            if removed and keep[unit]:
+                keep[unit] = False
+                removed -= 1
+        return keep
 
     def explain(self, view: UnitView, keep: torch.Tensor, observed: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """For each removed neuron, the kept one that says most of the same, and how much."""
