@@ -167,9 +167,10 @@ def publish_folder(
     report = PruningReport.load(path)
     api = api or make_api(token)
     home = space_publisher.find_place(space, repo_id, create_pr=create_pr, api=api)
-    if home is not None and not dry_run:
-        report.space = home.space_id
     remote = _preflight(api, repo_id, report, token, revision, create_pr)
+    # A record that was sent elsewhere before names the Space of another repository.
+    shown = home.space_id if home is not None and not dry_run else None
+    report.space = shown or (remote.report.space if remote.report is not None else None)
     verify(path, report=report, trust_remote_code=trust_remote_code, max_memory=max_memory)
     _write_readme(path, repo_id, report, remote)
     files = _files(path)

@@ -86,7 +86,11 @@ def space_data(report: PruningReport, model: str | None, commit: str | None) -> 
             "item_bytes": item,
         },
         "facts": _tiles(report),
-        "tables": [table for table in (_perplexities(report), _tasks(report), _sizes(report)) if table["rows"]],
+        "tables": [
+            table
+            for table in (_perplexities(report), _tasks(report), _sizes(report), _speeds(report))
+            if table["rows"]
+        ],
         "figures": [],
         "examples": example_prompts(report),
         "recorded": {
@@ -188,6 +192,18 @@ def _sizes(report: PruningReport) -> dict[str, Any]:
     }
     rows = [[what, *values] for what, values in lines.items()] if names else []
     return {"title": "Size", "head": ["", *names], "rows": rows, "note": ""}
+
+
+def _speeds(report: PruningReport) -> dict[str, Any]:
+    speeds = {row.variant: row for row in report.speeds}
+    names = _variants(speeds)
+    rows = [
+        ["reading, tokens/s", *(f"{speeds[name].prefill:,.1f}" for name in names)],
+        ["writing, tokens/s", *(f"{speeds[name].decode:,.1f}" for name in names)],
+    ]
+    where = report.measured_on.get("gpu") or report.measured_on.get("processor") or ""
+    note = f"Medians of warm rounds in which the models took turns{f', on {_clean(where)}' if where else ''}."
+    return {"title": "Speed when it was measured", "head": ["", *names], "rows": rows if names else [], "note": note}
 
 
 def _recorded(report: PruningReport, variants: Iterable[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -134,6 +135,13 @@ def test_pushed_model_loads_plain_with_the_zeros_that_it_reports(api: HfApi, tmp
         assert int((named[f"{matrix.name}.weight"] == 0).sum()) == matrix.zeros
     assert report.totals.sparsity == pytest.approx(SPARSITY, abs=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path)("a")["input_ids"]
+
+
+def test_the_space_loads_what_was_pushed(printed: str, api: HfApi) -> None:
+    data = json.loads(Path(api.hf_hub_download(PUSHED_ID, "space.json", repo_type="space")).read_text())
+    assert (data["pruned"]["repo"], data["pruned"]["revision"]) == (PUSHED_ID, api.model_info(PUSHED_ID).sha)
+    assert f"/spaces/{PUSHED_ID}" in printed
+    assert f"hubprune space {PUSHED_ID} --preview" in " ".join(printed.split())
 
 
 def test_nothing_is_left_behind_outside_the_folder(printed: str, place: Place) -> None:

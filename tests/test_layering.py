@@ -39,7 +39,7 @@ REGISTERS_HOOKS = {"replay"}
 WRITES_WEIGHTS = {"apply"}
 WRITES_OWN_TENSORS = {"stats": {"add_", "masked_fill_"}, "adapters": {"masked_fill_"}}
 IN_PLACE = set("add_ addcmul_ addmm_ copy_ div_ fill_ index_copy_ masked_fill_ mul_ sub_ zero_".split())
-TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "localhub", "demo"}
+TALKS_TO_HUB = {"hub", "jobs", "saving", "space_publisher", "publisher", "exporthub", "doctor", "localhub", "demo"}
 CLIENT = {"HfApi", "fetch_job_logs", "hf_hub_download", "load_dataset", "run_uv_job", "snapshot_download"}
 MAX_LINES = 400
 

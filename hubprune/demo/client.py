@@ -1,7 +1,8 @@
 """The demo's client: what a user writes, in a process of its own whose environment names the embedded Hub.
 
 It takes the folder for a copy of what it pushes, and prints one JSON object a line: ``{}`` once the libraries are
-loaded, the report of each run, the commit of the push; or ``error`` and the ``kind`` of the error that ended it.
+loaded, the report of each run, the commit of the push and the Space; or ``error`` and the ``kind`` of the error that
+ended it.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ def work(copy: Path) -> Iterator[dict[str, Any]]:
             **SETTINGS,
         )
         yield {"report": model.hubprune_report.to_dict()}
-    commit = model.push_to_hub(PUSHED_ID)
+    commit = model.push_to_hub(PUSHED_ID, space=True)
 
     from huggingface_hub import snapshot_download
 
     snapshot_download(PUSHED_ID, revision=commit.oid, local_dir=copy)
-    yield {"commit": commit.oid, "checks": len(model.hubprune_report.verification.checks)}
+    report = model.hubprune_report
+    yield {"commit": commit.oid, "checks": len(report.verification.checks), "space": report.space}
 
 
 def main() -> None:

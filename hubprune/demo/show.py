@@ -105,6 +105,9 @@ def _places(folder: Path, url: str | None, allow_spaces: bool = False) -> dict[s
         "record of the run": str(folder / COPY / REPORT_NAME),
         **again,
         "page of the model": f"{url or SERVED}/{PUSHED_ID}",
+        "page of its Space": f"{url or SERVED}/spaces/{PUSHED_ID}",
+        "point clients at this Hub": f"export HF_ENDPOINT={url or SERVED}",
+        "run the Space here": f"hubprune space {PUSHED_ID} --preview",
         **({"stop the Hub": "Ctrl-C"} if url else {}),
     }
 
@@ -121,10 +124,12 @@ def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
             with story.step(f"Fetch the model, measure it, prune it with {method}, measure it again") as told:
                 reports[method] = PruningReport.from_dict(answer()["report"])
                 told.append(code(_recipe(method, corpora)))
-        with story.step("Verify the saved files and push them in one commit") as told:
+        with story.step(
+            "Verify the saved files, push them in one commit, and a Space that shows them in another"
+        ) as told:
             pushed = answer()
-            told.append(code(f'model.push_to_hub("{PUSHED_ID}")'))
-            told.append(f"{pushed['checks']} checks passed, commit {pushed['commit'][:7]}")
+            told.append(code(f'model.push_to_hub("{PUSHED_ID}", space=True)'))
+            told.append(f"{pushed['checks']} checks passed, commit {pushed['commit'][:7]}, Space {pushed['space']}")
         question = examples("medical")["test"][QUESTION]["question"]
         with story.step("Load what was pushed in a fresh process, with plain transformers") as told:
             said = _ask(f"Question: {question}\nAnswer:", environment, notes)

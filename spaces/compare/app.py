@@ -45,6 +45,7 @@ MAX_NEW_TOKENS = 256
 MAX_TEMPERATURE = 2.0
 MIN_TOP_P = 0.05
 MAX_WAITING = 16  # visitors in the queue
+PAUSE = 0.05  # seconds between two looks at an answer: showing it takes time from the model
 GPU_SECONDS = 120  # that both answers take at most on ZeroGPU
 SILENCE = 120.0  # seconds without a token after which an answer is given up
 SHARE_OF_MEMORY = 0.8  # for the weights; the rest is for everything else
@@ -272,11 +273,14 @@ def write(side: Side, prompt: str, as_chat: bool, settings: dict[str, Any], seed
 
     thread = threading.Thread(target=generate, daemon=True)
     thread.start()
+    shown = 0.0
     try:
         for part in streamer:
             answer.text += part
-            times.fill(answer)
-            yield answer
+            if time.perf_counter() - shown >= PAUSE:
+                times.fill(answer)
+                yield answer
+                shown = time.perf_counter()
     finally:
         stop.asked.set()
         thread.join()
@@ -293,7 +297,7 @@ def recorded(variant: str, prompt: str, why: str) -> Answer:
     said = next((row for row in SPACE["recorded"][variant] if row["prompt"].strip() == prompt.strip()), None)
     if said is not None:
         return Answer(text=said["text"], tokens=said["tokens"], state="recorded")
-    more = " Examples marked below have a recorded answer." if SPACE["recorded"][variant] else ""
+    more = " Some of the examples have a recorded answer." if SPACE["recorded"][variant] else ""
     return Answer(state="none", note=f"This model is not run here: {why}.{more}")
 
 
@@ -489,6 +493,15 @@ def build() -> gr.Blocks:
 LETTERS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="orange", neutral_hue="slate", radius_size="lg", font=LETTERS, font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_text_color="white",
+    block_border_width="1px",
+    block_radius="12px",
 )
 demo = build()
 
