@@ -11,7 +11,7 @@ from hubprune import environment, hub, probe, ranks
 from hubprune.architecture import find_matrices, is_paired
 from hubprune.card import size
 from hubprune.errors import ConfigError
-from hubprune.flow import Plan
+from hubprune.flow import Plan, draw
 from hubprune.footprint import Memory, boundaries, peak_memory
 from hubprune.opening import Opening
 from hubprune.saving import SPARE_BYTES
@@ -39,6 +39,8 @@ class Estimate:
         memory: What it holds in memory.
         choice: Where the blocks will be, and why.
         seconds: Time of the pruning itself, without download and evaluation; None where it was not measured.
+        parameters: Parameters of the base; tied ones count once.
+        left: Parameters of the result.
     """
 
     download: int
@@ -46,6 +48,8 @@ class Estimate:
     memory: Memory
     choice: Choice
     seconds: float | None
+    parameters: int
+    left: int
 
 
 def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *, timed: bool = True) -> Estimate:
@@ -75,7 +79,9 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
     if choice.streamed and _converts(base):
         disk += memory.blocks
     timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
-    return Estimate(download, disk, memory, choice, probe.seconds(plan) if timed else None)
+    outline = draw(base, plan.config)
+    seconds = probe.seconds(plan) if timed else None
+    return Estimate(download, disk, memory, choice, seconds, outline.parameters, outline.left)
 
 
 def _converts(base: Opening) -> bool:

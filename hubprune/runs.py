@@ -328,6 +328,7 @@ def plan(
     max_memory: int | str | None = None,
     activation_budget: int | str | None = None,
     evaluation: str | Mapping[str, Any] | None = "auto",
+    timed: bool = True,
     **keywords: Any,
 ) -> Estimate:
     """Estimate what ``prune`` takes with the same arguments, for a model by its name: download, disk, memory, time.
@@ -343,6 +344,7 @@ def plan(
         max_memory: Memory that the run may take.
         activation_budget: Host memory for activations.
         evaluation: Held-out text.
+        timed: Whether to measure the time, for which one block of random weights is pruned.
         keywords: As for ``prune``; ``out`` and ``fresh`` are passed over.
 
     Returns:
@@ -354,7 +356,9 @@ def plan(
     """
     limit, budget = parse_size(max_memory, "max_memory"), parse_size(activation_budget, "activation_budget")
     more = {name: value for name, value in keywords.items() if name not in ("out", "fresh")}
-    return estimate(_prepared(model, tokenizer, config, corpora, evaluation, progress, more), limit, budget)
+    return estimate(
+        _prepared(model, tokenizer, config, corpora, evaluation, progress, more), limit, budget, timed=timed
+    )
 
 
 def _prepared(

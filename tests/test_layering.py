@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import hubprune
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hubprune"
 
@@ -128,3 +130,16 @@ def test_no_file_holds_two_ideas_or_works_when_imported(path: Path) -> None:
         test = ast.unparse(node.test) if isinstance(node, ast.If) else ""
         chosen = test in ("TYPE_CHECKING", "__name__ == '__main__'")
         assert isinstance(node, quiet) or said or named or chosen, f"{path}:{node.lineno} runs when it is imported"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "spaces").rglob("*.py")), ids=lambda path: path.parent.name + path.stem
+)
+def test_spaces_use_public_names_only(path: Path) -> None:
+    public = set(hubprune.__all__)
+    for name, line in imports_of(path):
+        parts = name.split(".")
+        assert parts[0] != "hubprune" or len(parts) == 1 or parts[1] in public, f"{path}:{line}: {name}"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hubprune":
+            assert node.attr in public, f"{path}:{node.lineno}: hubprune.{node.attr}"

@@ -100,6 +100,7 @@ def test_wheel_names_the_version_the_command_and_the_extras(wheel: Path) -> None
     for extra in ("all", "browser", "demo", "eval", "export", "figures", "optimum", "peft", "test"):
         assert f"\nProvides-Extra: {extra}\n" in texts["METADATA"]
     assert "hubprune = hubprune.cli:main" in texts["entry_points.txt"]
+    assert "hf-prune = hubprune.cli.hf_extension:hf_prune" in texts["entry_points.txt"]
 
 
 def test_constraints_pin_every_requirement_exactly() -> None:

@@ -21,7 +21,7 @@ SHARED = (UsageError, AccessError, NotFoundError, OfflineError)
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Packages of the extras, by the name they are imported with.
 EXTRAS = {
-    **dict.fromkeys(("lz4", "markdown_it", "nh3", "starlette", "uvicorn"), "demo"),
+    **dict.fromkeys(("joserfc", "lz4", "markdown_it", "nh3", "starlette", "uvicorn"), "demo"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"), "export"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,9 +24,11 @@ from hubprune.demo.client import PUSHED_ID, RUNS, SETTINGS, SPARSITY, USER
 from hubprune.demo.story import Story, answers, code, perplexity_table
 from hubprune.demo.world import examples, write_world
 from hubprune.report import REPORT_NAME, PruningReport
+from hubprune.resources import resource_folder
 
 FOLDER = Path("demo-hub")
 """Where the Hub and all that belongs to the demo is kept, unless asked otherwise."""
+SPACE_ID = "hubprune-demo/prune-my-repo"
 COPY = "pushed"
 """Folder for a copy of what was pushed, inside of that."""
 LOG = "client.log"
@@ -40,13 +43,14 @@ QUESTION = 1
 """Row of the medical test split that the models are asked; the base knows the answer."""
 
 
-def run_demo(folder: Path | None = None, serve: bool = False) -> None:
+def run_demo(folder: Path | None = None, serve: bool = False, allow_spaces: bool = False) -> None:
     """Serve the demo world, prune its model with two methods, push one result and load it as a stranger would.
 
     Args:
         folder: Where the Hub and all that belongs to the demo is kept; a later run goes on there. ``demo-hub`` when
             None.
         serve: Whether to keep the Hub running afterwards, until Ctrl-C.
+        allow_spaces: Whether it runs the apps and the jobs that its users start.
 
     Raises:
         UsageError: The packages of the extra ``demo`` are not installed.
@@ -63,19 +67,39 @@ def run_demo(folder: Path | None = None, serve: bool = False) -> None:
     story = Story()
     with ExitStack() as stack:
         with story.step("Serve an embedded Hub with a tiny model and three corpora") as told:
-            hub = EmbeddedHub(folder, users={USER: TOKEN}, pro={USER}, seed=[write_world(folder / "world")])
+            hub = EmbeddedHub(
+                folder,
+                users={USER: TOKEN},
+                pro={USER},
+                seed=[_with_space(write_world(folder / "world"))],
+                allow_jobs=allow_spaces,
+                allow_spaces=allow_spaces,
+            )
             stack.enter_context(hub)
             told.append(", ".join((MODEL_ID, GENERAL_ID, MEDICAL_ID, LEGAL_ID)))
         _walk(story, folder, _environment(hub.env(USER), folder / "cache"))
-        story.close(_places(folder, hub.url if serve else None))
+        story.close(_places(folder, hub.url if serve else None, allow_spaces))
         if serve:
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
 
 
-def _places(folder: Path, url: str | None) -> dict[str, str]:
+def _with_space(world: Path) -> Path:
+    """Add the Space in which models are pruned to the folder of the world."""
+    place = world / "spaces" / SPACE_ID
+    skip = shutil.ignore_patterns("__pycache__")
+    try:
+        shutil.copytree(resource_folder("spaces") / place.name, place, dirs_exist_ok=True, ignore=skip)
+    except OSError as error:
+        raise errors.OutputError(f"cannot write {place} ({error}): make room or give another folder") from error
+    return world
+
+
+def _places(folder: Path, url: str | None, allow_spaces: bool = False) -> dict[str, str]:
     """Return where to look: at a Hub that goes on running at ``url``, or at one to serve again when None."""
     again = {} if url else {"serve the Hub again": f"hubprune hub serve {shlex.quote(str(folder))}"}
+    if url and allow_spaces:
+        again["prune in the browser"] = f"{url}/spaces/{SPACE_ID}, signed in with {TOKEN}"
     return {
         "model card": str(folder / COPY / "README.md"),
         "record of the run": str(folder / COPY / REPORT_NAME),

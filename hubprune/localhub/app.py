@@ -18,6 +18,7 @@ from hubprune.localhub import (
     info,
     jobs,
     lfs,
+    oauth,
     pages,
     refs,
     repos,
@@ -74,6 +75,7 @@ def build_app(hub: Hub, hosts: frozenset[str] | None = None) -> ASGIApp:
         hosts: Host names under which it may be asked; None for any.
     """
     routes = [
+        *oauth.routes,
         *repos.routes,
         *spaces.routes,
         *jobs.routes,

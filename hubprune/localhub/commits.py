@@ -79,6 +79,8 @@ def may_commit(call: Call) -> Repo:
     pull = call.flag("create_pr") or revision.startswith("refs/pr/")
     repo = call.repo(write=not pull, files=pull)
     user = call.signed_in()
+    if pull and not call.owns(repo):
+        call.needs("write-discussions")
     if revision.startswith("refs/pr/") and not call.flag("create_pr"):
         with call.hub.store.read() as db:
             thread = _pull_request(db, repo, revision)

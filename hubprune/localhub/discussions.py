@@ -20,7 +20,7 @@ PAGE = 50
 
 def create(call: Call) -> Response:
     """POST /api/{type}/{id}/discussions: a discussion, or with `pullRequest` a draft onto `main`."""
-    repo, user, body = call.repo(), call.signed_in(), call.json()
+    repo, user, body = call.repo(), call.signed_in("write-discussions"), call.json()
     pull = body.get("pullRequest") is True
     with call.hub.store.write() as db:
         thread = threads.open_thread(
@@ -71,7 +71,7 @@ def details(call: Call) -> Response:
 
 def comment(call: Call) -> Response:
     """POST .../comment."""
-    repo, user = call.repo(), call.signed_in()
+    repo, user = call.repo(), call.signed_in("write-discussions")
     with call.hub.store.write() as db:
         thread = _named(call, db, repo)
         event = threads.add_comment(db, repo, thread.num, user, _text(call.json(), "comment"))
@@ -80,7 +80,7 @@ def comment(call: Call) -> Response:
 
 def edit_comment(call: Call) -> Response:
     """POST .../comment/{id}/edit: by its author only."""
-    repo, user = call.repo(), call.signed_in()
+    repo, user = call.repo(), call.signed_in("write-discussions")
     data = threads.comment_data(_text(call.json(), "content"), edited=True)
     with call.hub.store.write() as db:
         thread = _named(call, db, repo)
@@ -96,7 +96,7 @@ def edit_comment(call: Call) -> Response:
 
 def rename(call: Call) -> Response:
     """POST .../title."""
-    repo, user = call.repo(), call.signed_in()
+    repo, user = call.repo(), call.signed_in("write-discussions")
     with call.hub.store.write() as db:
         thread = _own(call, db, repo)
         event = threads.set_title(db, repo, thread, _text(call.json(), "title"), user)
@@ -105,7 +105,7 @@ def rename(call: Call) -> Response:
 
 def status(call: Call) -> Response:
     """POST .../status: open or close."""
-    repo, user, body = call.repo(), call.signed_in(), call.json()
+    repo, user, body = call.repo(), call.signed_in("write-discussions"), call.json()
     if body.get("status") not in ("open", "closed"):
         raise ApiError(400, f"a status is open or closed; got {body.get('status')!r}")
     with call.hub.store.write() as db:

@@ -18,6 +18,7 @@ STATUSES = ("pending", "accepted", "rejected")
 def ask_access(call: Call) -> Response:
     """POST /{id}/ask-access: granted at once when gating is automatic, else a request to the owner."""
     repo, user = call.repo(), call.signed_in()
+    call.needs()
     if not repo.gated:
         raise ApiError(400, f"{repo.id} is not gated")
     with call.hub.store.write() as db:

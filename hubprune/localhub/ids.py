@@ -16,7 +16,7 @@ MAX_NAME = 96
 MAX_PATH = 1024
 """Longest path inside a repository, in characters."""
 
-RESERVED = frozenset({"api", "cas", "datasets", "lfs", "login", "logout", "models", "spaces"})
+RESERVED = frozenset({"api", "cas", "datasets", "lfs", "login", "logout", "models", "oauth", "spaces"})
 """Namespaces that would hide addresses of the Hub itself."""
 
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")

@@ -159,7 +159,7 @@ def head(db: sqlite3.Connection, repo: Repo, revision: str | None) -> Commit | N
 
 def visible(call: Call, db: sqlite3.Connection, repo_type: str | None = None) -> list[Repo]:
     """Return the repositories the caller may know of."""
-    return [repo for repo in list_repos(db, repo_type) if not repo.private or call.owns(repo)]
+    return [repo for repo in list_repos(db, repo_type) if not repo.private or call.sees(repo)]
 
 
 def list_infos(call: Call) -> Response:

@@ -96,7 +96,7 @@ def page(call: Call) -> Response:
 
 def _runner(call: Call) -> Runner:
     """Return the jobs of the Hub, if the caller may have some in the namespace of the path."""
-    user, namespace = call.signed_in(), call.param("ns")
+    user, namespace = call.signed_in("jobs"), call.param("ns")
     if not call.hub.users.may_write(user, namespace):
         raise ApiError(403, f"{user} may not run or see jobs of {namespace}; use a token of {namespace}")
     if call.hub.runner is None:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubprune.localhub.auth import sign, verify
 from hubprune.localhub.files import BlobResponse
+from hubprune.localhub.grants import CHANGES
 from hubprune.localhub.ids import check_sha256
 from hubprune.localhub.web import ApiError, Call, repo_routes, route
 
@@ -30,7 +31,7 @@ def batch(call: Call) -> Response:
         raise call.no_repo()
     repo_id = f"{call.param('ns')}/{name.removesuffix('.git')}"
     if operation == "upload":
-        call.signed_in()
+        call.signed_in(*CHANGES, "contribute-repos", "write-discussions")
     repo = call.named_repo(call.repo_type, repo_id, files=True)
     parts = operation == "upload" and "multipart" in (body.get("transfers") or [])
     answers = [_object(call, item, operation, multipart=parts) for item in objects]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import cards, render, snippets, threads
+from hubprune.localhub import cards, render, snippets, spaces, threads
 from hubprune.localhub.auth import COOKIE, has_access
 from hubprune.localhub.files import (
     MEDIA_TYPES,
@@ -106,9 +106,11 @@ def card_page(call: Call) -> Response:
         "card.html",
         call.user,
         readme="" if shared["refused"] else _markdown(repo, "main", body),
+        chips=snippets.chips(card),
         metadata=snippets.metadata_rows(card),
         facts=snippets.facts(repo, info),
         commands=snippets.commands(repo, info, files, call.url()),
+        app=spaces.panel(call, repo),
         **shared,
     )
 
@@ -262,14 +264,15 @@ def login(call: Call) -> Response:
     if call.hub.users.by_token(token) is None:
         return render.page(call.request, "login.html", None, 403, wrong=True)
     answer = RedirectResponse(call.url("/"), 303)
-    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+    # "lax": sent also when an app leads here to be signed in to, never with what a page elsewhere sends.
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="lax")
     return answer
 
 
 def logout(call: Call) -> Response:
     """POST /logout: forget the token."""
     answer = RedirectResponse(call.url("/"), 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, httponly=True, samesite="lax")
     return answer
 
 

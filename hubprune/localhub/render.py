@@ -19,20 +19,31 @@ from hubprune.localhub.web import ApiError
 _SPANS = ((31_536_000, "year"), (2_592_000, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
 # Nothing but the page itself, its images and its forms: a page of this Hub asks no other host for anything.
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'{}; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
 
 
-def page(request: Request, template: str, user: str | None, status: int = 200, **values: Any) -> HTMLResponse:
-    """Return a page made from a template of `html/`."""
+def page(
+    request: Request, template: str, user: str | None, status: int = 200, *, form_action: str = "", **values: Any
+) -> HTMLResponse:
+    """Return a page made from a template of `html/`.
+
+    Args:
+        request: What is answered.
+        template: File in `html/`.
+        user: Who is signed in.
+        status: HTTP status.
+        form_action: Origin of another server that a form of the page may lead to.
+        values: What the template shows.
+    """
     text = (
         _templates()
         .get_template(template)
         .render(user=user, style=_style(), endpoint=str(request.base_url).rstrip("/"), **{"on": None, **values})
     )
     headers = {
-        "Content-Security-Policy": _POLICY,
+        "Content-Security-Policy": _POLICY.format(f" {form_action}" if form_action else ""),
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",

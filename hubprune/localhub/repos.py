@@ -31,8 +31,10 @@ def whoami(call: Call) -> Response:
     """GET /api/whoami-v2: the user a token belongs to."""
     if call.user is None:
         raise ApiError(401, "Invalid username or password.")
-    users = call.hub.users
-    orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in users.orgs_of(call.user)]
+    users, app = call.hub.users, call.grant is not None
+    mine = [] if app else users.orgs_of(call.user)
+    orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in mine]
+    own = {"type": "access_token", "accessToken": {"displayName": "localhub", "role": "write"}}
     return JSONResponse(
         {
             "type": "user",
@@ -44,7 +46,7 @@ def whoami(call: Call) -> Response:
             "isPro": call.user in users.pro,
             "canPay": False,
             "orgs": orgs,
-            "auth": {"type": "access_token", "accessToken": {"displayName": "localhub", "role": "write"}},
+            "auth": {"type": "oauth"} if app else own,
         }
     )
 
@@ -75,6 +77,7 @@ def create(call: Call) -> Response:
         _must_be_free(call, db, repo_type, namespace, name)
         _may_host(call, sdk)
         repo = add_repo(db, repo_type, namespace, name, private=is_private(body) or False, sdk=sdk)
+        _note_contribution(call, db, repo)
         if repo_type == "space":
             apply_space_options(db, repo, body)
         write_commit(db, repo, MAIN, files, title="initial commit", author=user)
@@ -94,6 +97,7 @@ def duplicate(call: Call) -> Response:
         copy = add_repo(
             db, source.type, namespace, name, private=source.private if private is None else private, sdk=source.sdk
         )
+        _note_contribution(call, db, copy)
         if copy.type == "space":
             # Variables travel with the Space, secrets never do.
             db.execute(
@@ -110,7 +114,9 @@ def delete(call: Call) -> Response:
     """DELETE /api/repos/delete."""
     body = call.json()
     namespace = body.get("organization") or call.signed_in()
-    repo = call.named_repo(check_repo_type(body.get("type")), f"{namespace}/{body.get('name')}", write=True)
+    repo = call.managed(
+        call.named_repo(check_repo_type(body.get("type")), f"{namespace}/{body.get('name')}", write=True)
+    )
     with call.hub.store.write() as db:
         db.execute("DELETE FROM repos WHERE pk = ?", (repo.pk,))
     return JSONResponse({})
@@ -119,7 +125,7 @@ def delete(call: Call) -> Response:
 def move(call: Call) -> Response:
     """POST /api/repos/move: rename or transfer; the old id keeps working until it is taken again."""
     body = call.json()
-    repo = call.named_repo(check_repo_type(body.get("type")), str(body.get("fromRepo")), write=True)
+    repo = call.managed(call.named_repo(check_repo_type(body.get("type")), str(body.get("fromRepo")), write=True))
     namespace, name = check_repo_id(body.get("toRepo"))
     _may_create(call, namespace)
     with call.hub.store.write() as db:
@@ -132,7 +138,7 @@ def move(call: Call) -> Response:
 
 def settings(call: Call) -> Response:
     """PUT /api/{type}/{id}/settings: visibility and gating."""
-    repo, body = call.repo(write=True), call.json()
+    repo, body = call.managed(call.repo(write=True)), call.json()
     private = is_private(body)
     gated = body.get("gated", repo.gated or False)
     if gated not in ("auto", "manual", False):
@@ -188,9 +194,16 @@ def is_private(body: dict[str, Any]) -> bool | None:
 
 
 def _may_create(call: Call, namespace: str) -> None:
-    call.signed_in()
-    if not call.hub.users.may_write(call.user, namespace):
+    call.signed_in("manage-repos", "contribute-repos")
+    own = call.grant is None or namespace == call.user  # an app acts for the user, not for organizations
+    if not own or not call.hub.users.may_write(call.user, namespace):
         raise ApiError(403, f"You don't have the rights to create a repository under the namespace '{namespace}'")
+
+
+def _note_contribution(call: Call, db: sqlite3.Connection, repo: Repo) -> None:
+    """Remember that an app created a repository."""
+    if call.grant is not None:
+        db.execute("INSERT INTO contributions VALUES (?, ?)", (repo.pk, call.grant.client))
 
 
 def _may_host(call: Call, sdk: str | None) -> None:

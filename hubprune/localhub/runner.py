@@ -100,29 +100,34 @@ class Job:
             with tempfile.TemporaryDirectory(prefix="localhub-job-", ignore_cleanup_errors=True) as folder:
                 code = self._execute(Path(folder), environ)
             stage = "COMPLETED" if code == 0 else "ERROR"
-            message = None if code == 0 else f"Job failed with exit code: {code}"
+            message = None if code == 0 else f"{type(self).__name__} failed with exit code: {code}"
         except subprocess.TimeoutExpired:
-            message = f"Job timeout: it was ended after {self.spec.timeout:g} seconds"
+            message = f"{type(self).__name__} timeout: it was ended after {self.spec.timeout:g} seconds"
         except (OSError, ValueError, UsageError) as error:
-            message = f"Job cannot be started: {error}"
+            message = f"{type(self).__name__} cannot be started: {error}"
         with self._lock:
             self.stage, self.message = ("CANCELED", None) if self._canceled else (stage, message)
             self.finished = time.time()
             self.over = True
 
+    def _fill(self, folder: Path) -> Path:
+        """Put what it needs into its folder; returns where it runs."""
+        return folder
+
     def _execute(self, folder: Path, environ: Mapping[str, str]) -> int:
         """Run the command in a folder and return its exit code."""
         self.started, self.stage = time.time(), "RUNNING"
-        self.write(f"===== Job started at {stamp(self.started)} =====")
+        self.write(f"===== {type(self).__name__} started at {stamp(self.started)} =====")
         command, packages = local_command(self.spec.command)
         self.write(f"embedded Hub: run on this machine with {sys.executable}; no container" + _spared(packages))
+        place = self._fill(folder)
         (folder / "tmp").mkdir()
         with self._lock:
             if self._canceled:
                 return 1
             self._process = process = subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=place,
                 env=self._environment(folder, environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

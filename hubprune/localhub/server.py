@@ -16,7 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from hubprune.errors import OutputError, UsageError
 from hubprune.localhub.app import build_app
+from hubprune.localhub.apps import Apps
 from hubprune.localhub.auth import Users
+from hubprune.localhub.grants import Grants
 from hubprune.localhub.runner import Runner
 from hubprune.localhub.seed import seed_folder
 from hubprune.localhub.store import Store
@@ -50,6 +52,7 @@ class EmbeddedHub:
         lfs_part_size: Bytes above which an LFS upload is split.
         allow_jobs: Run the jobs that users send: commands of theirs, as processes of this machine with the rights of
             this one.
+        allow_spaces: Run the apps of Gradio Spaces likewise, when a user starts one from its page.
     """
 
     def __init__(
@@ -65,14 +68,17 @@ class EmbeddedHub:
         page_size: int = 1000,
         lfs_part_size: int = 64 << 20,
         allow_jobs: bool = False,
+        allow_spaces: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.users = Users(dict(users or {}), tuple(pro), dict(orgs or {}))
+        self.grants = Grants()
         self.host = host
         self.port = port
         self._seed = tuple(seed)
         self._limits = {"page_size": page_size, "lfs_part_size": lfs_part_size}
         self._allow_jobs = allow_jobs
+        self._allow_spaces = allow_spaces
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._store: Store | None = None
@@ -109,6 +115,11 @@ class EmbeddedHub:
 
     def prepare(self) -> socket.socket:
         """Open the store, seed it and bind the port; `serve` and `__enter__` go on from here."""
+        if self._allow_spaces and not is_loopback(self.host):
+            raise UsageError(
+                f"the apps of Spaces are reached on this machine only, got the address {self.host}: serve the Hub on "
+                "127.0.0.1, or without its Spaces running"
+            )
         self._store = Store(self.folder)
         try:
             self._store.blobs.sweep()
@@ -121,9 +132,10 @@ class EmbeddedHub:
         self.port = listener.getsockname()[1]
         hosts = _LOOPBACK_NAMES | {_address(self.host)} if is_loopback(self.host) else None
         runner = Runner(client_env) if self._allow_jobs else None
-        app = build_app(Hub(self._store, self.users, runner=runner, **self._limits), hosts)
+        apps = Apps(client_env, self.grants) if self._allow_spaces else None
+        hub = Hub(self._store, self.users, runner=runner, apps=apps, grants=self.grants, **self._limits)
         config = uvicorn.Config(
-            app,
+            build_app(hub, hosts),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -132,7 +144,7 @@ class EmbeddedHub:
             timeout_graceful_shutdown=3,
             timeout_keep_alive=KEEP_ALIVE,
         )
-        self._server = _Server(config, runner)
+        self._server = _Server(config, [part for part in (runner, apps) if part is not None])
         return listener
 
     def run(self, listener: socket.socket) -> None:
@@ -165,15 +177,15 @@ class EmbeddedHub:
 
 
 class _Server(uvicorn.Server):
-    """A server that ends the jobs before it waits for those who follow their logs."""
+    """A server that ends jobs and apps before it waits for those who are connected because of them."""
 
-    def __init__(self, config: uvicorn.Config, runner: Runner | None) -> None:
+    def __init__(self, config: uvicorn.Config, parts: list[Runner | Apps]) -> None:
         super().__init__(config)
-        self._runner = runner
+        self._parts = parts
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._runner is not None:
-            await run_in_threadpool(self._runner.close)
+        for part in self._parts:
+            await run_in_threadpool(part.close)
         await super().shutdown(sockets)
 
 
@@ -205,6 +217,7 @@ def serve(
     orgs: Mapping[str, Collection[str]] | None = None,
     seed: Iterable[Path | str] = (),
     allow_jobs: bool = False,
+    allow_spaces: bool = False,
 ) -> None:
     """Serve a Hub until interrupted; prints its address and how to point a client at it.
 
@@ -217,18 +230,31 @@ def serve(
         orgs: Members of each organization, by name.
         seed: Folders to fill the Hub from.
         allow_jobs: Run the jobs that users send, as processes of this machine.
+        allow_spaces: Run the apps of Gradio Spaces that users start, as processes of this machine.
 
     Raises:
         UsageError: A user or a folder to seed from is not valid.
         OutputError: The folder or the port cannot be used.
     """
-    hub = EmbeddedHub(folder, users=users, pro=pro, orgs=orgs, seed=seed, port=port, host=host, allow_jobs=allow_jobs)
+    hub = EmbeddedHub(
+        folder,
+        users=users,
+        pro=pro,
+        orgs=orgs,
+        seed=seed,
+        port=port,
+        host=host,
+        allow_jobs=allow_jobs,
+        allow_spaces=allow_spaces,
+    )
     listener = hub.prepare()
     lines = [f"Hub of {os.path.abspath(folder)} at {hub.url}", f"  export HF_ENDPOINT={hub.url}"]
     lines += [f"  export HF_TOKEN=<token of {name}>" for name in hub.users.tokens]
     lines.append("  export HF_HUB_DISABLE_TELEMETRY=1 DISABLE_SAFETENSORS_CONVERSION=1")
     if allow_jobs:
         lines.append("Jobs are on: whoever has a token runs commands on this machine, with your rights.")
+    if allow_spaces:
+        lines.append("Spaces are on: whoever has a token runs apps on this machine, with your rights.")
     if not is_loopback(host):
         lines.append(f"Open to the network on {host}: traffic is not encrypted and tokens can be read on the way.")
     print("\n".join([*lines, "Press Ctrl+C to stop."]), flush=True)

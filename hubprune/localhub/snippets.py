@@ -22,6 +22,20 @@ def metadata_rows(card: dict[str, Any]) -> list[tuple[str, list[str]]]:
     return [(key, cells) for key, cells in rows if cells]
 
 
+def chips(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a repository is at a glance: a kind and a word for each chip below its name."""
+    singles = [(key, word) for key in ("pipeline_tag", "library_name", "sdk") for word in cards.strings(card.get(key))]
+    licenses = [("license", name) for name in cards.strings(card.get("license"))]
+    languages = [("language", word) for word in cards.strings(card.get("language"))]
+    shown = {word for _, word in (*singles, *languages)}
+    return [
+        *singles,
+        *languages,
+        *licenses,
+        *(("tag", tag) for tag in cards.strings(card.get("tags")) if tag not in shown),
+    ]
+
+
 def _cells(value: Any) -> list[str]:
     items = value if isinstance(value, list) else [value]
     return [_cell(item) for item in items if item is not None]

@@ -57,6 +57,11 @@ CREATE TABLE settings (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, kind TEXT NOT NULL, key TEXT NOT NULL,
     value TEXT NOT NULL, description TEXT, updated TEXT NOT NULL, PRIMARY KEY (repo, kind, key));
 """
+# Added later to stores of the same format.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS contributions (
+    repo INTEGER PRIMARY KEY REFERENCES repos ON DELETE CASCADE, client TEXT NOT NULL)
+"""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Store:
                     f"the folder must hold a Hub of format {SCHEMA_VERSION}; {self.folder} has format {version}: "
                     "use the version of hubprune that wrote it, or another folder"
                 )
+            db.execute(_ADDED)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

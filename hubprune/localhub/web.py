@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -20,8 +20,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubprune.errors import HubPruneError
+from hubprune.localhub.apps import Apps
 from hubprune.localhub.auth import COOKIE, Users, has_access
 from hubprune.localhub.blobs import BlobStore, DigestMismatch, Incoming
+from hubprune.localhub.grants import CHANGES, READS, Grant, Grants
 from hubprune.localhub.history import ParentMoved, RepoMissing, RevisionMissing, find_repo
 from hubprune.localhub.ids import InvalidName, check_repo_id
 from hubprune.localhub.runner import Runner
@@ -68,6 +70,8 @@ class Hub:
         page_size: Most items of one answer of a paginated list.
         lfs_part_size: Bytes above which an LFS upload is split into parts of this size.
         runner: Runs jobs; None for a Hub that takes none.
+        apps: Runs Spaces; None for a Hub that runs none.
+        grants: What users allowed apps to do.
     """
 
     store: Store
@@ -75,6 +79,8 @@ class Hub:
     page_size: int = 1000
     lfs_part_size: int = 64 << 20
     runner: Runner | None = None
+    apps: Apps | None = None
+    grants: Grants = field(default_factory=Grants)
 
     @property
     def blobs(self) -> BlobStore:
@@ -88,6 +94,7 @@ class Call:
     Attributes:
         hub: The Hub that serves it.
         user: Who asks, None when anonymous.
+        grant: What an app may do in the user's name; None when it is the user.
         body: Body in memory; empty for an upload.
         upload: Body in a temporary file, for handlers that take uploads.
     """
@@ -97,6 +104,7 @@ class Call:
         self.hub: Hub = request.app.state.hub
         self.body = body
         self.upload = upload
+        self.grant: Grant | None = None
         self.user = self._identify()
 
     def _identify(self) -> str | None:
@@ -104,6 +112,9 @@ class Call:
         scheme, _, token = header.partition(" ")
         if scheme.lower() == "bearer":
             user = self.hub.users.by_token(token.strip())
+            if user is None:
+                self.grant = self.hub.grants.by_token(token.strip())
+                user = self.grant and self.grant.user
             if user is None:
                 raise ApiError(401, "Invalid credentials in Authorization header")
             return user
@@ -163,14 +174,19 @@ class Call:
         """Type of the repository that the path names."""
         return self.param("type").removesuffix("s") if "type" in self.request.path_params else "model"
 
-    def signed_in(self) -> str:
+    def signed_in(self, *scopes: str) -> str:
         """Return the user.
 
+        Args:
+            scopes: Of an app, one of these is asked for.
+
         Raises:
-            ApiError: 401, the request is anonymous.
+            ApiError: 401, the request is anonymous; 403, the app may not do this.
         """
         if self.user is None:
             raise ApiError(401, "Invalid username or password.", headers={"WWW-Authenticate": "Bearer"})
+        if scopes:
+            self.needs(*scopes)
         return self.user
 
     def repo(self, *, write: bool = False, files: bool = False) -> Repo:
@@ -193,12 +209,14 @@ class Call:
             raise self.no_repo() from None
         with self.hub.store.read() as db:
             repo = find_repo(db, repo_type, namespace, name)
-            if repo is None or (repo.private and not self.owns(repo)):
+            if repo is None or (repo.private and not self.sees(repo)):
                 raise self.no_repo()
             if write and not self.owns(repo):
                 self.signed_in()
+                if self.grant is not None and repo.namespace == self.user:
+                    self.needs(*CHANGES)
                 raise ApiError(403, f"you have no write access to {repo.id}; use a token of {repo.namespace}")
-            if files and not has_access(db, self.hub.users, self.user, repo):
+            if files and not (has_access(db, self.hub.users, self.user, repo) and self._opens_gated(repo)):
                 page = self.url(f"/{repo.path}")
                 raise ApiError(
                     401 if self.user is None else 403,
@@ -209,7 +227,44 @@ class Call:
 
     def owns(self, repo: Repo) -> bool:
         """Tell whether the caller may write to a repository."""
-        return self.hub.users.may_write(self.user, repo.namespace)
+        return self._reaches(repo, CHANGES)
+
+    def sees(self, repo: Repo) -> bool:
+        """Tell whether the caller may know of a repository that is private."""
+        return self._reaches(repo, READS)
+
+    def _reaches(self, repo: Repo, scopes: Sequence[str]) -> bool:
+        """Tell whether a repository is the caller's; for an app also: one it may use so, or one it created."""
+        if self.grant is None:
+            return self.hub.users.may_write(self.user, repo.namespace)
+        return repo.namespace == self.grant.user and (self.grant.allows(*scopes) or self.contributed(repo))
+
+    def contributed(self, repo: Repo) -> bool:
+        """Tell whether the app that asks created a repository, and may use those that it did."""
+        if self.grant is None or not self.grant.allows("contribute-repos"):
+            return False
+        with self.hub.store.read() as db:
+            row = db.execute("SELECT client FROM contributions WHERE repo = ?", (repo.pk,)).fetchone()
+        return row is not None and row["client"] == self.grant.client
+
+    def managed(self, repo: Repo) -> Repo:
+        """Return a repository that the caller may write to, if an app may also delete or move it."""
+        if not self.contributed(repo):
+            self.needs("manage-repos")
+        return repo
+
+    def _opens_gated(self, repo: Repo) -> bool:
+        return not repo.gated or self.grant is None or self.grant.allows("gated-repos") or self.sees(repo)
+
+    def needs(self, *scopes: str) -> None:
+        """Refuse an app to whom none of these scopes was granted; without any it refuses every app.
+
+        Raises:
+            ApiError: 403.
+        """
+        if self.grant is not None and not self.grant.allows(*scopes):
+            what = f"one of the scopes {', '.join(scopes)}" if scopes else "the user's own token"
+            raise ApiError(403, f"an app needs {what} for this; it was granted {' '.join(sorted(self.grant.scopes))}")
 
     def no_repo(self) -> ApiError:
         """Return the answer for a repository that is missing, or that the caller must not know of."""
