@@ -220,8 +220,9 @@ def test_one_line_prunes_pushes_and_loads_in_plain_transformers(model, base, hub
     assert "the answers of examples, each after its question" in card
 
 
-def test_the_command_line_gives_the_same_folder_after_it_was_stopped(model, base, tmp_path, monkeypatch):
+def test_the_command_line_gives_the_same_folder_after_it_was_stopped(model, base, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(CHECKS, "reload")  # made in the test above
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "run.yaml").write_text(json.dumps({"task": QUESTIONS}), encoding="utf-8")
     words = ["prune", base, "--config", str(tmp_path / "run.yaml"), "--method", "attribution", "--sparsity", "0.25"]
     words += ["--num-samples", "6", "--sequence-length", "96", "--eval", "none", "--out", str(tmp_path / "out")]
@@ -229,6 +230,8 @@ def test_the_command_line_gives_the_same_folder_after_it_was_stopped(model, base
         stop_after(patch, 2)
         assert main(words) != 0
     assert (tmp_path / ".out-run").is_dir()
+    assert main(["plan", *words[1:]]) == 0
+    assert "no one block stands for both stacks" in " ".join(capsys.readouterr().out.split())
     assert main(words) == 0
     report = PruningReport.load(tmp_path / "out")
     assert report.verification.passed
