@@ -1,6 +1,7 @@
 # make demo   the whole flow on a tiny model, offline
 # make test   format check, lint, types and tests, but for those in a browser
 # make test-browser   the tests in a browser; installs Debian's chromium when there is none
+# make docs   the documentation as pages, in build/site
 # They make .venv when it is missing and install what they need; once installed they work without a network.
 
 PYTHON ?= python3
@@ -30,7 +31,8 @@ endef
 APT = { ROOT=$$([ "$$(id -u)" = 0 ] || echo sudo); $$ROOT apt-get update -qq && \
   $$ROOT apt-get install --yes -qq --no-install-recommends chromium fonts-dejavu-core; }
 
-.PHONY: demo test test-browser check lint types pytest bench clean install-demo install-test install-browser
+.PHONY: demo test test-browser check lint types pytest bench docs clean install-demo install-docs install-test \
+  install-browser
 
 demo: install-demo
 	@$(BIN)/python -m hubprune demo
@@ -59,12 +61,19 @@ bench: install-test
 	done; \
 	[ -z "$$failed" ] || { echo "short of a target:$$failed"; exit 1; }
 
+docs: install-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-demo: $(BIN)/python
 	$(call install,demo,installed-demo installed-test,2 GB; some minutes the first time)
+
+install-docs: $(BIN)/python
+	$(call install,docs,installed-docs installed-test,2 GB; some minutes the first time)
 
 install-test: $(BIN)/python
 	$(call install,test,installed-test,2 GB; some minutes the first time)

@@ -4,10 +4,10 @@
 
 The task is to tell what an answer of MedQuAD is about (symptoms, treatment, ...), in prompt form: the text, then
 ``Topic:``. A language model trained on three domains is tuned to it here, once, into the folder. Neurons are then
-chosen by attribution to the answers of 128 labelled examples or of 32, beside wanda-sp and random, which see the same
-128; unrepaired and repaired. The scores from 64, 32, 16 and 8 examples are compared with those from 128 by their
-ranks. The last table is the recipe for a domain that has no examples: score on the texts of one publisher, and
-evaluate on those of another.
+chosen by attribution to the answers of 128 labelled examples or of 32, or to the model's own answers to the questions
+of 128, beside wanda-sp and random, which see the same 128; unrepaired and repaired. The scores from 64, 32, 16 and 8
+examples are compared with those from 128 by their ranks. The last table is the recipe for a domain that has no
+examples: score on the texts of one publisher, and evaluate on those of another.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ TUNED, BATCH, LEARNING_RATE = 840, 8, 5e-4
 """Examples the model is tuned on, examples of a step, and the peak of a triangular learning rate."""
 FULL = 128
 FEW = (64, 32, 16, 8)
-METHODS: dict[str, tuple[str, int, dict[str, str]]] = {
+METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "attribution": ("attribution", FULL, {}),
     "attribution, 32 examples": ("attribution", 32, {}),
+    "attribution, pseudo-labels": ("attribution", FULL, {"labels": "pseudo", "answer_tokens": 1}),
     "wanda-sp": ("wanda-sp", FULL, {}),
     "random": ("random", FULL, {}),
 }
-"""Method, examples and options of each row."""
+"""Method, examples and options of each row; of a pseudo-label, one token tells the topics apart."""
 APPLICATIONS = {"zero": "unrepaired", "compensate": "repaired"}
 SEEN = {
     "GARD": ("information", "symptoms", "treatment", "inheritance", "causes"),
@@ -172,7 +173,7 @@ class Bench:
         topics = self.topics()
         return max(topics.count(topic) for topic in TOPICS) / len(topics)
 
-    def pruned(self, method: str, task, sparsity: float, application: str, seed: int, **options: str) -> Result:
+    def pruned(self, method: str, task, sparsity: float, application: str, seed: int, **options: Any) -> Result:
         """Prune a copy of the model and evaluate it."""
         from hubprune import PruningConfig, prune
 

@@ -118,6 +118,16 @@ def into_folder(folder: Path, out: Path, config, corpora, *, streamed: bool, bud
     return report
 
 
+def config_of(row: str, **settings):
+    """Read a row's name, a method or ``method/option=value``, as a config with further settings."""
+    from hubprune import PruningConfig
+
+    name, _, setting = row.partition("/")
+    key, _, value = setting.partition("=")
+    given = {key: float(value) if value.replace(".", "").isdecimal() else value} if key else {}
+    return PruningConfig(name, options=given, **settings)
+
+
 def pruning_seconds(report) -> float:
     """Time of a run's own stages: no reading of text, no loading, no saving at the end, no evaluation."""
     return sum(report.timings.get(stage, 0.0) for stage in ("forward", "backward", "prune", "repair"))

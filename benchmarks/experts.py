@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/five-languages"), help="where the model is kept")
     parser.add_argument("--steps", type=int, default=2500, help="of the training")
     parser.add_argument("--languages", nargs="+", default=["de", "en"], choices=LANGUAGES)
-    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.25, 0.5])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.75])
     parser.add_argument("--num-samples", type=int, default=48)
     parser.add_argument("--windows", type=int, default=24, help="windows of each language")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ import copy
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks.common import Targets, real_hub, table
+from benchmarks.common import Targets, config_of, real_hub, table
 
 MODEL = "hubprune-real/tri-domain-6m"
 GENERAL = "roneneldan/TinyStories:default:train"
@@ -25,17 +25,6 @@ TESTS = {
 }
 HALVES = ("d-pruner/terms=no-domain", "d-pruner/terms=no-general")
 Row = dict[str, float]
-
-
-def config_of(method: str, pattern: str):
-    """Read a row's name: a method, or ``method/option=value``."""
-    from hubprune import PruningConfig
-
-    name, _, setting = method.partition("/")
-    key, _, value = setting.partition("=")
-    given = {key: float(value) if value.replace(".", "").isdecimal() else value} if key else {}
-    kind = {"pattern": pattern} if ":" in pattern else {"sparsity": float(pattern)}
-    return PruningConfig(name, options=given, **kind)
 
 
 def run(options: argparse.Namespace) -> tuple[Row, dict[tuple[str, str], list[Row]]]:
@@ -73,7 +62,13 @@ def run(options: argparse.Namespace) -> tuple[Row, dict[tuple[str, str], list[Ro
         for pattern in options.patterns:
             for method in options.methods:
                 model = copy.deepcopy(dense)
-                prune(model, tokenizer, config_of(method, pattern), corpora, progress=False)
+                prune(
+                    model,
+                    tokenizer,
+                    config_of(method, **({"pattern": pattern} if ":" in pattern else {"sparsity": float(pattern)})),
+                    corpora,
+                    progress=False,
+                )
                 found.setdefault((pattern, method), []).append(measure(model))
                 print(f"seed {seed}, {pattern}, {method}", flush=True)
     return base, found

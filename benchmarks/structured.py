@@ -13,7 +13,7 @@ import argparse
 import copy
 from collections.abc import Mapping
 
-from benchmarks.common import Targets, real_hub, table
+from benchmarks.common import Targets, config_of, real_hub, table
 
 MODELS = ("hubprune-real/tri-domain-6m", "hubprune-real/stories3M-llama")
 TESTS = {
@@ -22,7 +22,17 @@ TESTS = {
     "legal": "casehold/casehold:all:test",
 }
 TASK = "qiaojin/PubMedQA:pqa_labeled:train+lavita/MedQuAD:default:train"
-METHODS = ("random", "magnitude", "wanda-sp", "taylor", "cus-prun", "attribution", "mutual-information", "d-pruner")
+METHODS = (
+    "random",
+    "magnitude",
+    "wanda-sp",
+    "taylor",
+    "cus-prun",
+    "cus-prun/documents=mean",
+    "attribution",
+    "mutual-information",
+    "d-pruner",
+)
 SEEDS = ("cus-prun", "attribution", "mutual-information", "d-pruner")
 # What a prototype reached with repair, as a multiple of the dense model's perplexity: 25 % and 50 % of the neurons.
 PROTOTYPE = {0.25: {"general": 120.4 / 118.5, "medical": 26.9 / 26.4}, 0.5: {"general": 125.2 / 118.5}}
@@ -33,7 +43,7 @@ def measure_all(name: str, options: argparse.Namespace) -> dict[tuple[str, str, 
     """Prune and measure; by method, application and sparsity, the dense model under ``dense``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hubprune import PruningConfig, load_corpus, perplexity, prune
+    from hubprune import load_corpus, perplexity, prune
     from hubprune.architecture import max_length
     from hubprune.calibration import refuse_overlap
 
@@ -62,8 +72,8 @@ def measure_all(name: str, options: argparse.Namespace) -> dict[tuple[str, str, 
         for method in options.methods:
             for application in ("zero", "compensate"):
                 model = copy.deepcopy(dense)
-                config = PruningConfig(method, unit="ffn_neuron", sparsity=sparsity, application=application)
-                given = {"task": task} if method == "attribution" else corpora
+                config = config_of(method, unit="ffn_neuron", sparsity=sparsity, application=application)
+                given = {"task": task} if config.method == "attribution" else corpora
                 prune(model, tokenizer, config, given, progress=False)
                 found[method, application, sparsity] = measured(model)
                 print(f"{name}, {sparsity}, {method}, {application}", flush=True)

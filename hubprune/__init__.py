@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AutoPrunedModelForCausalLM": "modeling",
+    "AutoPrunedModelForSeq2SeqLM": "modeling",
     "Corpus": "calibration",
     "CorpusConfig": "corpora",
     "ExportedModelForCausalLM": "exported",
@@ -19,6 +20,7 @@ _EXPORTS = {
     "NM": "sparsity",
     "Protocol": "protocol",
     "PruneOnLoadConfig": "quantizer",
+    "PrunedModelCardData": "carddata",
     "PrunerMixin": "modeling",
     "PruningConfig": "config",
     "PruningReport": "report",
@@ -43,12 +45,14 @@ _EXPORTS = {
 __all__ = [
     "NM",
     "AutoPrunedModelForCausalLM",
+    "AutoPrunedModelForSeq2SeqLM",
     "Corpus",
     "CorpusConfig",
     "ExportedModelForCausalLM",
     "HubPruneError",
     "Protocol",
     "PruneOnLoadConfig",
+    "PrunedModelCardData",
     "PrunerMixin",
     "PruningConfig",
     "PruningReport",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from hubprune.architecture import stacks_of
+from hubprune.architecture import is_paired, stacks_of
 from hubprune.config import PruningConfig
 from hubprune.errors import ConfigError
 from hubprune.masks import removed_count
@@ -64,11 +64,21 @@ def allocate(model: PreTrainedModel, config: PruningConfig) -> Allocation:
     assert isinstance(pattern, Structured)  # asked before
     blocks = blocks_of(model)
     if "layer" in pattern.units:
+        if len(stacks_of(model)) > 1:
+            raise ConfigError(
+                f"{type(model).__name__} has layers of two kinds, of its encoder and of its decoder, and 'layer' "
+                "removes layers of one: remove FFN neurons (unit='ffn_neuron') or heads (unit='kv_group')"
+            )
         whole = {"units": sum(map(weights_in, blocks)), "blocks": sum(map(weights_in, blocks))}
         share = pattern.sparsity * whole.get(pattern.share_of, weights_in(model)) / whole["blocks"]
         count = removed_count(len(blocks), share)
         _check_some(count, len(blocks), "layer", pattern)
         return Allocation((), {}, layers=count)
+    if "attention_dim" in pattern.units and is_paired(model.config):
+        raise ConfigError(
+            f"single attention dimensions are looked at in decoder language models, and {type(model).__name__} is an "
+            "encoder-decoder: remove heads (unit='kv_group')"
+        )
     groups = find_groups(model, pattern.units)
     share = _share_of_units(model, groups, pattern)
     cuts = config.resolved_application() == "remove"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hubprune.architecture import evaluation_mode
+from hubprune.architecture import evaluation_mode, is_paired
+from hubprune.labelling import end_tokens
 from hubprune.outcomes import Answer
 
 PROMPTS = (
@@ -42,7 +43,7 @@ def write_answers(
     """Let a model go on from each prompt; the model is left as it was.
 
     Args:
-        model: A causal language model.
+        model: A causal language model or an encoder-decoder.
         tokenizer: Its tokenizer.
         variant: What the rows are called.
         prompts: The prompts.
@@ -53,7 +54,7 @@ def write_answers(
     bar = tqdm(
         prompts, desc=f"Answers of the {variant} model", unit="prompt", disable=not progress, delay=2, leave=False
     )
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     with bar, evaluation_mode(model), torch.no_grad():
         for prompt in bar:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
@@ -68,7 +69,7 @@ def greedy(model: Any, ids: torch.Tensor, new_tokens: int, ends: frozenset[int] 
     """Write the likeliest token again and again.
 
     Args:
-        model: A causal language model, in evaluation mode.
+        model: A causal language model or an encoder-decoder, in evaluation mode.
         ids: The prompt, ``(1, T)``.
         new_tokens: Tokens to write, at most.
         ends: Token ids that end the text.
@@ -78,8 +79,12 @@ def greedy(model: Any, ids: torch.Tensor, new_tokens: int, ends: frozenset[int] 
     """
     written: list[int] = []
     part, cache = ids.to(model.device), None
+    name, known = "input_ids", {}
+    if is_paired(model.config):
+        name, known = "decoder_input_ids", {"encoder_outputs": model.get_encoder()(input_ids=part)}
+        part = torch.full_like(part[:, :1], model.config.decoder_start_token_id)
     for _ in range(new_tokens):
-        out = model(input_ids=part, past_key_values=cache, use_cache=True)
+        out = model(**{name: part}, **known, past_key_values=cache, use_cache=True)
         part, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
         if int(part) in ends:
             break
@@ -112,12 +117,6 @@ def _problem(text: str, written: Sequence[int], share: float) -> str:
     if broken > MOST_BROKEN * len(text):
         return f"holds characters that are none ({broken} of {len(text)})"
     return ""
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    given = own if isinstance(own, list | tuple) else [own]
-    return frozenset(int(end) for end in (*given, tokenizer.eos_token_id) if end is not None)
 
 
 def gibberish(rows: Sequence[Answer], base: str = "base") -> list[str]:

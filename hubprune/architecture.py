@@ -1,4 +1,4 @@
-"""What can be pruned in a model: its decoder blocks and the matrices in them, found by structure instead of by name.
+"""What can be pruned in a model: its blocks and the matrices in them, found by structure instead of by name.
 
 Three kinds of weight hold a linear map: ``nn.Linear`` (d_out, d_in), GPT-2's ``Conv1D`` (stored transposed) and the
 fused 3-D parameters of mixture-of-experts layers, one map for each expert. A ``Matrix`` shows all of them as
@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 from hubprune.errors import ConfigError, UnsupportedModelError, did_you_mean
@@ -83,11 +87,45 @@ class Matrix:
         return rows, columns
 
 
-def check_supported(config: PretrainedConfig) -> None:
+def is_paired(config: PretrainedConfig | None) -> bool:
+    """Whether a model reads a question in one stack of blocks and answers it in another: an encoder-decoder."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def is_encoder(model: PreTrainedModel) -> bool:
+    """Whether a model reads both ways and predicts no next token, as BERT does."""
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    known = {causal} if isinstance(causal, str) else {*(causal or ())}
+    names = {kind.__name__ for kind in type(model).__mro__}
+    decodes = bool(known & names) or any(name.endswith("ForCausalLM") for name in names)
+    return model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes and not is_paired(model.config)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that loads such a model by its name."""
+    return AutoModelForSeq2SeqLM if is_paired(config) else AutoModelForCausalLM
+
+
+def reading(model: Any, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Keywords that put a text to a model; an encoder-decoder reads it on both sides.
+
+    Args:
+        model: A model.
+        token_ids: ``(b, T)``.
+    """
+    return {"input_ids": token_ids, **({"decoder_input_ids": token_ids} if is_paired(model.config) else {})}
+
+
+def check_supported(config: PretrainedConfig, *, paired: bool = True, encoder: bool = False) -> None:
     """Refuse what cannot be pruned, from the config alone, before any weight is downloaded.
 
+    Args:
+        config: The model's config.
+        paired: Whether an encoder-decoder will do as well as a decoder language model.
+        encoder: Whether an encoder will do.
+
     Raises:
-        UnsupportedModelError: The model is quantised, or is not a decoder language model.
+        UnsupportedModelError: The model is quantised, or is no language model of a kind that will do.
     """
     name = getattr(config, "name_or_path", "") or config.model_type
     method = getattr(config, "quantization_config", None)
@@ -97,12 +135,22 @@ def check_supported(config: PretrainedConfig) -> None:
             f"pruning needs the original weights, and {name} is already quantised ({method}): "
             "prune the model it was made from and quantise afterwards"
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name} is an encoder-decoder ({config.model_type}): give a decoder language model"
-        )
+    if is_paired(config):
+        if not paired:
+            raise UnsupportedModelError(
+                f"{name} is an encoder-decoder ({config.model_type}), and this is for decoder language models: "
+                "give one"
+            )
+        if config.model_type not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            raise UnsupportedModelError(
+                f"pruning needs an encoder-decoder of text, and {name} is {config.model_type}: give a model that "
+                "AutoModelForSeq2SeqLM loads"
+            )
+        return
     if getattr(config, "vision_config", None) is not None:
         raise UnsupportedModelError(f"{name} also reads images ({config.model_type}): give the text-only variant")
+    if encoder:
+        return
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
@@ -175,7 +223,7 @@ def name_matches(name: str, pattern: str) -> bool:
 
 def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """The lists of blocks of a model: one, or those of encoder and decoder, each with its name."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not is_paired(getattr(model, "config", None)):
         return [find_blocks(model)]
     found = [
         (name, module)
@@ -273,7 +321,7 @@ def max_length(config: PretrainedConfig) -> int | None:
 
 
 def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
-    """Return what a report records about a model: model type, class and weight type.
+    """Return what a report records about a model: model type, class, weight type and context.
 
     Args:
         model: The model.
@@ -282,6 +330,8 @@ def describe(model: PreTrainedModel, **more: Any) -> BaseFacts:
     return BaseFacts(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
+        loader=auto_class(model.config).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        context_length=max_length(model.config),
         **more,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubprune.calibration import Corpus, load_corpus
-from hubprune.corpora import CorpusConfig, SourceConfig
+from hubprune.corpora import TASK, CorpusConfig, SourceConfig
 from hubprune.errors import AccessError, CorpusError, NotFoundError, OfflineError
 from hubprune.facts import CorpusFacts
 from hubprune.report import PruningReport
@@ -25,8 +25,12 @@ def read_again(
     Returns:
         The corpora, and a sentence for each that could not be had as it was.
     """
-    found, notes = [], []
-    for facts in report.corpora if report is not None else ():
+    found: list[Corpus] = []
+    notes: list[str] = []
+    if report is None:
+        return found, notes
+    for facts in report.corpora:
+        questions = report.options.get("labels") == "pseudo" and facts.name == TASK
         unknown = (
             f"whether an evaluation text was in the {facts.name} text that the model was calibrated on is not known"
         )
@@ -34,7 +38,7 @@ def read_again(
             notes.append(f"{unknown}: that text was given in memory")
             continue
         try:
-            corpus = _corpus(facts, tokenizer, token, progress)
+            corpus = _corpus(facts, tokenizer, token, progress, pairs=report.base.paired, questions=questions)
         except (AccessError, CorpusError, NotFoundError, OfflineError) as error:
             notes.append(f"{unknown}: {error}")
             continue
@@ -44,7 +48,9 @@ def read_again(
     return found, notes
 
 
-def _corpus(facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progress: bool) -> Corpus:
+def _corpus(
+    facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progress: bool, *, pairs: bool, questions: bool
+) -> Corpus:
     """Read one corpus; whether it was streamed decides the order of the rows, and is found out by the result."""
     sources = tuple(
         SourceConfig(
@@ -68,6 +74,8 @@ def _corpus(facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progre
             at_most=True,
             token=token,
             progress=progress,
+            pairs=pairs,
+            questions=questions,
         )
         if corpus.facts.token_sha256 == facts.token_sha256:
             break

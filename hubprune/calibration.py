@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from hubprune import hub, ranks
-from hubprune.architecture import max_length
+from hubprune.architecture import is_paired, max_length
 from hubprune.corpora import TASK, CorpusConfig, SourceConfig, filter_text, joins_documents, parse_corpus
 from hubprune.errors import CorpusError
 from hubprune.facts import CorpusFacts, SourceFacts
@@ -28,6 +28,11 @@ from hubprune.sources import Document, documents, resolve_source, text_key
 # Tokens in a sequence unless more are asked for. Models announce contexts of 128k tokens and more; taking that as the
 # default is what runs calibration out of memory elsewhere.
 DEFAULT_LENGTH = 2048
+NO_ANSWERS = (
+    "an encoder-decoder is shown questions with their answers, so give a task whose template ends in an answer "
+    "(SourceConfig(..., template='{question} {answer}', answer='{answer}')), or a preset that has them (medical, "
+    "legal, code, math)"
+)
 # Splits that hold text apart from the training text, the usual first choice in front.
 HELD_OUT_SPLITS = ("test", "validation", "valid", "dev")
 
@@ -101,6 +106,8 @@ def load_corpus(
     exclude: Iterable[str] = (),
     token: str | bool | None = None,
     progress: bool = True,
+    pairs: bool = False,
+    questions: bool = False,
     **settings: Any,
 ) -> Corpus:
     """Read text and cut it into token blocks.
@@ -115,6 +122,9 @@ def load_corpus(
         exclude: Documents with one of these ``keys`` are passed over.
         token: Token of the Hub.
         progress: Whether to show a progress bar, once it takes more than two seconds.
+        pairs: Whether it is for an encoder-decoder: each sequence is a question followed by its answer, and each of
+            them has its own special tokens.
+        questions: Whether documents without an answer are questions, one in a sequence.
         settings: Fields of ``CorpusConfig`` for values that carry none.
 
     Returns:
@@ -123,17 +133,24 @@ def load_corpus(
     Raises:
         ConfigError: The value is no corpus.
         CorpusError: A data set, configuration, split or column does not exist, no row passes a filter, some sources of
-            a task have answers and some have none, there is no text, or too little.
+            a task have answers and some have none, there is no text, or too little; an encoder-decoder gets text
+            without answers.
         AccessError, OfflineError: A data set cannot be reached.
     """
     config = parse_corpus(value, **settings)
     length = _sequence_length(config, name, max_length)
     given_answers = [source.answer for source in config.sources]
-    packing = joins_documents(name, given_answers, config.packing)
-    examples = not packing and bool(given_answers) and None not in given_answers
-    if name == TASK and not config.packing and not examples:
+    answered = bool(given_answers) and None not in given_answers
+    asks = questions and not answered and not config.packing
+    packing = joins_documents(name, given_answers, config.packing, pairs=pairs) and not asks
+    examples = not packing and answered
+    if (pairs or name == TASK) and not config.packing and not examples:
         _refuse_mixture(config)
-    reader = SequenceReader(tokenizer, length, packing, at_most, frozenset(exclude), examples, config.join)
+    if pairs and not examples and not asks:
+        raise CorpusError(f"the {name} corpus holds no answers: {NO_ANSWERS}")
+    reader = SequenceReader(
+        tokenizer, length, packing, at_most, frozenset(exclude), examples, config.join, pairs=pairs, questions=asks
+    )
     bar = tqdm(
         desc=f"Reading {name} text",
         unit="sequence",
@@ -218,6 +235,11 @@ def corpus_from_tokens(token_ids: torch.Tensor, name: str = "corpus") -> Corpus:
     return Corpus(name, sequences, _count(CorpusFacts(name=name, packing=False), sequences), keys)
 
 
+def as_questions(corpus: Corpus) -> Corpus:
+    """The corpus as questions whose answers are still to come, unless it has answers."""
+    return corpus if corpus.answers else replace(corpus, answers=tuple(map(len, corpus.sequences)))
+
+
 def held_out(config: CorpusConfig, *, num_samples: int, token: str | bool | None = None) -> CorpusConfig | None:
     """Find text like that of a corpus that it does not use: the test or validation splits of its data sets.
 
@@ -259,6 +281,8 @@ def check_fits(corpus: Corpus, model: Any) -> None:
     Raises:
         CorpusError: What does not fit.
     """
+    if is_paired(model.config) and not corpus.answers:
+        raise CorpusError(f"the {corpus.name} corpus holds no answers: {NO_ANSWERS}")
     vocabulary, limit = model.get_input_embeddings().num_embeddings, max_length(model.config)
     lowest = min(int(sequence.min()) for sequence in corpus.sequences)
     highest = max(int(sequence.max()) for sequence in corpus.sequences)
@@ -337,7 +361,7 @@ def _count(
         examples=len(answers),
         distinct_answers=len({*labels}),
     )
-    unsaid = {"fingerprint", "samples"} | ({"join"} if facts.join is None else set())
+    unsaid = {"fingerprint", "samples", "labelled", "dropped"} | ({"join"} if facts.join is None else set())
     said = {k: v for k, v in dataclasses.asdict(counted).items() if k not in unsaid}
     said["answers"] = list(answers)
     return replace(counted, fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())

@@ -10,8 +10,8 @@ import torch
 
 from hubprune.architecture import Matrix
 from hubprune.calibration import Corpus
+from hubprune.engine import GradientSink
 from hubprune.facts import MatrixFacts, UnitFacts
-from hubprune.replay import GradientSink
 from hubprune.sweeps import Sinks
 
 # Stages of a run, as the report's timings and a work folder name them.

@@ -155,8 +155,10 @@ class PruningConfig:
                 problems.append(f"option {name} must be one of {', '.join(method.choices[name])}, got {value!r}")
             elif name not in method.choices and not (isinstance(value, int | float) and 0 <= value < math.inf):
                 problems.append(f"option {name} must be a finite number of at least 0, got {value!r}")
-            elif name == "domain_ratio" and value > 1:  # type: ignore[operator]
-                problems.append(f"option domain_ratio must be between 0 and 1, got {value}")
+            elif name in ("domain_ratio", "confidence") and value > 1:  # type: ignore[operator]
+                problems.append(f"option {name} must be between 0 and 1, got {value}")
+            elif name == "answer_tokens" and value < 1:  # type: ignore[operator]
+                problems.append(f"option {name} must be at least 1 token, got {value}")
             elif name == "alpha" and value != method.options[name] and self.options.get("strategy") != "greedy":
                 problems.append(f"option alpha decides the order of pairs, got {value}: add strategy='greedy'")
         return problems
@@ -215,6 +217,11 @@ class PruningConfig:
     def resolved_options(self) -> dict[str, float | str]:
         """The method's settings with its defaults filled in."""
         return {**self.preset.options, **self.options}
+
+    @property
+    def pseudo_labels(self) -> bool:
+        """Whether the model's own answers take the place of those of the task."""
+        return self.resolved_options().get("labels") == "pseudo"
 
     def required_corpora(self) -> tuple[str, ...]:
         """Names of the corpora this run cannot do without; ``("any",)`` for at least one of any name."""

@@ -178,16 +178,21 @@ def filter_text(filters: Iterable[tuple[str, str]]) -> str:
     return f"?{text}" if text else ""
 
 
-def joins_documents(name: str, answers: Iterable[str | None], packing: bool | None = None) -> bool:
+def joins_documents(
+    name: str, answers: Iterable[str | None], packing: bool | None = None, *, pairs: bool = False
+) -> bool:
     """Whether a corpus is packed.
 
     Args:
         name: What the corpus is called.
         answers: The ``answer`` of each source.
         packing: What was asked for, None for the default.
+        pairs: Whether it is for an encoder-decoder, which reads examples only.
     """
     given = list(answers)
-    return packing if packing is not None else not (name == TASK and bool(given) and None not in given)
+    if packing is not None:
+        return packing
+    return not ((pairs or name == TASK) and bool(given) and None not in given)
 
 
 def parse_corpus(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hubprune import environment, hub, probe, ranks
-from hubprune.architecture import find_matrices
+from hubprune.architecture import find_matrices, is_paired
 from hubprune.card import size
 from hubprune.errors import ConfigError
 from hubprune.flow import Plan, draw
@@ -79,6 +79,7 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
     if choice.streamed and _converts(base):
         disk += memory.blocks
     outline = draw(base, plan.config)
+    timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
     seconds = probe.seconds(plan) if timed else None
     return Estimate(download, disk, memory, choice, seconds, outline.parameters, outline.left)
 
@@ -115,6 +116,11 @@ def choose(memory: Memory, limit: int | None, budget: int | None = None, card: i
         raise ConfigError(
             f"scope 'model' compares the scores of all weights at once, which takes about {size(whole)}, got {said}: "
             "choose another scope, or give it more memory"
+        )
+    if memory.paired:
+        raise ConfigError(
+            "an encoder-decoder is pruned whole in memory and cannot be streamed from disk; that takes about "
+            f"{size(whole)}, got {said}: give it more memory, or take shorter sequences"
         )
     least = memory.streamed(budget or 0)
     if least > room and limit is not None:

@@ -5,6 +5,9 @@ predicted once, from the tokens before it in the same window. With a stride, seq
 are put together again and read by a window that moves on by the stride; the tokens that an earlier window predicted
 are then context only. The mean is taken over all predicted tokens of all windows, not over windows.
 
+An encoder-decoder reads the question of an example and is asked for its answer: each example is a window, of which the
+tokens of the answer are predicted.
+
 Bits per byte are the nats of all predicted tokens, over ln 2, over the UTF-8 bytes of the text that they stand for:
 unlike perplexity they do not depend on the vocabulary.
 
@@ -25,10 +28,10 @@ import torch
 from tqdm import tqdm
 
 from hubprune import ranks
-from hubprune.architecture import evaluation_mode
-from hubprune.calibration import Corpus
+from hubprune.architecture import evaluation_mode, is_paired
+from hubprune.calibration import NO_ANSWERS, Corpus
 from hubprune.corpora import filter_text
-from hubprune.errors import ConfigError, NumericalError
+from hubprune.errors import ConfigError, CorpusError, NumericalError
 from hubprune.facts import Perplexity, SourceFacts
 
 # Logits in one forward pass, and logits widened to float32 at a time: 1 GiB in bfloat16, and 64 MiB.
@@ -64,12 +67,12 @@ def perplexity(
     stride: int | None = None,
     start: int | None = None,
 ) -> Perplexity:
-    """Measure the perplexity of a causal language model; the model is left as it was.
+    """Measure the perplexity of a language model; the model is left as it was.
 
     In a ``torch.distributed`` program every process calls this, and each scores its part of the windows.
 
     Args:
-        model: Any causal language model of transformers, on any device.
+        model: Any causal language model or encoder-decoder of transformers, on any device.
         corpus: The text.
         variant: What the row in the report is called, such as ``base`` or ``pruned``.
         batch_size: Windows in a forward pass, at most; fewer where the logits would not fit into memory.
@@ -84,10 +87,12 @@ def perplexity(
     Raises:
         NumericalError: The loss is NaN or infinite, or too large to take its exponential.
         ConfigError: ``batch_size`` is below 1, or the stride does not fit the window.
+        CorpusError: The model is an encoder-decoder, and the text has no answers.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1 sequence, got {batch_size}")
-    windows = cut(corpus, window, stride, start)
+    paired = is_paired(model.config)
+    windows = examples(corpus) if paired else cut(corpus, window, stride, start)
     scored = ranks.share(_batches(windows, batch_size, model.get_input_embeddings().weight.shape[0]))
     bar = tqdm(
         desc=f"Perplexity on {corpus.name}",
@@ -127,7 +132,7 @@ def perplexity(
         bos=bos,
         sources=[_spec(source) for source in corpus.facts.sources],
         fingerprint=corpus.facts.fingerprint,
-        layout=_layout(corpus),
+        layout="answers" if paired else _layout(corpus),
         join=corpus.facts.join,
         text_bytes=text_bytes,
         bits_per_byte=None if text_bytes is None else math.fsum(losses) / math.log(2) / text_bytes,
@@ -139,6 +144,17 @@ def _layout(corpus: Corpus) -> str:
     if corpus.facts.join is not None:
         return "joined"
     return "packed" if corpus.facts.packing else "separate"
+
+
+def examples(corpus: Corpus) -> list[Window]:
+    """The examples of a corpus, each a window whose context is its question.
+
+    Raises:
+        CorpusError: It has no answers.
+    """
+    if not corpus.answers:
+        raise CorpusError(f"the {corpus.name} text holds no answers: {NO_ANSWERS}")
+    return [Window(ids, answer) for ids, answer in zip(corpus.sequences, corpus.answers, strict=True)]
 
 
 def cut(
@@ -217,11 +233,21 @@ def log_losses(model: Any, windows: Sequence[Window]) -> list[float]:
     Returns:
         For each window the negative log likelihood of its predicted tokens, in nats.
     """
+    if is_paired(model.config):
+        return [_answer_loss(model, one) for one in windows]
     ids = torch.stack([one.ids for one in windows])
     # Not inference_mode: models that recompute rotary frequencies would keep tensors that cannot be trained with.
     with evaluation_mode(model), torch.no_grad():
         logits = model(input_ids=ids[:, :-1].to(model.device), use_cache=False).logits
         return [_loss(row, one.ids[1:], one.context - 1) for row, one in zip(logits, windows, strict=True)]
+
+
+def _answer_loss(model: Any, one: Window) -> float:
+    """The loss of an answer, in nats, by an encoder-decoder that has read its question."""
+    question, answer = (part[None].to(model.device) for part in (one.ids[: one.context], one.ids[one.context :]))
+    with evaluation_mode(model), torch.no_grad():
+        logits = model(input_ids=question, labels=answer, use_cache=False).logits
+    return _loss(logits[0], answer[0], 0)
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, first: int) -> float:

@@ -86,7 +86,7 @@ def export(
     source = os.fspath(model)
     target = _target(source, out, format)
     opening = Opening(source, revision, {"dtype": "float32", "token": token, "trust_remote_code": trust_remote_code})
-    check_supported(opening.config)
+    check_supported(opening.config, paired=False)
     _check_length(opening)
     needed = sum(p.numel() for p in opening.outline.parameters()) * FLOAT_BYTES
     _check_room(target, needed)

@@ -22,6 +22,8 @@ class BaseFacts:
         gated: Whether the Hub asks for consent before a download.
         card: Metadata of the base's model card that the new card carries over (licence, languages, tags, pipeline
             tag).
+        context_length: Tokens that the model can read at once; None where its config does not say.
+        loader: Class of transformers that loads it by its name.
     """
 
     model_id: str = ""
@@ -33,6 +35,13 @@ class BaseFacts:
     trust_remote_code: bool = False
     gated: bool = False
     card: dict[str, Any] = field(default_factory=dict)
+    context_length: int | None = None
+    loader: str = "AutoModelForCausalLM"
+
+    @property
+    def paired(self) -> bool:
+        """Whether it is an encoder-decoder."""
+        return self.loader == "AutoModelForSeq2SeqLM"
 
 
 @dataclass
@@ -74,6 +83,8 @@ class CorpusFacts:
         passed_over: Examples left out because their answer alone is longer than a sequence.
         join: What stands between documents that were made one text before it became tokens; None where each became
             tokens by itself.
+        labelled: Of a task without labels, questions that the model itself answered.
+        dropped: Questions that were left out because it was not sure enough of its answer.
     """
 
     name: str
@@ -90,6 +101,8 @@ class CorpusFacts:
     distinct_answers: int = 0
     passed_over: int = 0
     join: str | None = None
+    labelled: int = 0
+    dropped: int = 0
 
 
 @dataclass
@@ -232,7 +245,7 @@ class Perplexity:
         sources: Data sets of the text.
         fingerprint: Fingerprint of the text.
         layout: How the text was laid out: ``packed`` (documents one after the other), ``joined`` (by ``join``, before
-            they became tokens) or ``separate`` (each by itself).
+            they became tokens), ``separate`` (each by itself) or ``answers`` (of examples, given their questions).
         join: What stands between joined documents.
         text_bytes: UTF-8 bytes of the text that the predicted tokens stand for; None where the tokenizer does not say.
         bits_per_byte: Bits that the model needs for a byte of text; the same for any vocabulary. None likewise.
@@ -266,6 +279,21 @@ class Probe:
 
     token_ids: list[int]
     logits: list[float]
+
+
+@dataclass
+class EnergyFacts:
+    """Electricity that a computation took, as codecarbon estimates it for the whole machine.
+
+    Attributes:
+        kwh: Energy, in kilowatt hours.
+        emissions_kg: CO2 equivalents of it, in kilograms; None where no country was named.
+        country: The country whose electricity was reckoned with, as three letters; empty likewise.
+    """
+
+    kwh: float
+    emissions_kg: float | None = None
+    country: str = ""
 
 
 @dataclass

@@ -206,38 +206,53 @@ def stand_ins(report: PruningReport) -> Figure | None:
     return figure
 
 
-def loss_curve(points: Sequence[tuple[int, float, float | None]]) -> Figure | None:
-    """Loss while a pruned model is trained.
-
-    Args:
-        points: Step, loss on the training text, and loss on held-out text (None where it was not measured); nats per
-            token.
-
-    Returns:
-        The figure, None without points.
-    """
-    if not points:
+def loss_curve(report: PruningReport) -> Figure | None:
+    """Loss while the pruned model was trained, and the step whose weights were kept."""
+    recovery = report.recovery
+    if recovery is None or recovery.config.get("method") == "reconstruct" or not recovery.curve:
         return None
-    with drawing.styled():
-        figure = drawing.canvas(PANEL + 0.5)
-        axes = figure.subplots()
-        axes.grid(axis="y")
-        axes.plot(
-            [step for step, _, _ in points],
-            [loss for _, loss, _ in points],
-            color=BLUE,
-            linewidth=1.4,
-            label="training text",
-        )
-        held = [(step, value) for step, _, value in points if value is not None]
-        if held:
-            axes.plot(
-                *zip(*held, strict=True), color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="held-out text"
-            )
-        axes.set_title("Loss during recovery")
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss, nats per token")
-        axes.legend(**ABOVE)
+    figure = drawing.canvas(PANEL + 0.5)
+    axes = figure.subplots()
+    axes.grid(axis="y")
+    trained = [(point.step, point.training) for point in recovery.curve if point.training is not None]
+    held = [(point.step, point.held_out) for point in recovery.curve if point.held_out is not None]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color=BLUE, linewidth=1.4, label="training text")
+    if held:
+        style: dict[str, Any] = {"color": ORANGE, "linewidth": 1.6, "marker": "o", "markersize": 4}
+        axes.plot(*zip(*held, strict=True), label="held-out text", **style)
+    axes.axvline(
+        recovery.kept_step, color=INK, linewidth=1.0, linestyle=":", label=f"kept: step {recovery.kept_step:,}"
+    )
+    axes.set_title("Loss during recovery")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.legend(**ABOVE)
+    return figure
+
+
+def block_errors(report: PruningReport) -> Figure | None:
+    """Error of each block before and after it was fitted to the dense one, in per cent of the output's mean square."""
+    recovery = report.recovery
+    if recovery is None or recovery.config.get("method") != "reconstruct":
+        return None
+    fitted = [
+        (point.step, 100 * point.training, 100 * point.held_out)
+        for point in recovery.curve
+        if point.training is not None and point.held_out is not None
+    ]
+    if not fitted:
+        return None
+    figure = drawing.canvas(PANEL + 0.3)
+    axes = figure.subplots()
+    axes.grid(axis="y")
+    places = range(len(fitted))
+    for shift, column, colour, label in ((-0.2, 1, ORANGE, "before"), (0.2, 2, BLUE, "after")):
+        axes.bar([place + shift for place in places], [row[column] for row in fitted], 0.36, color=colour, label=label)
+    axes.set_title("Error of each block against the dense one")
+    axes.set_ylabel("% of the output's mean square")
+    axes.legend(**ABOVE)
+    _name_layers(axes, [block for block, _, _ in fitted])
     return figure
 
 
@@ -352,6 +367,19 @@ FIGURES = (
         "Mutual information of removed neurons and their stand-ins",
         "How much each removed neuron shares with the kept neuron nearest to it.",
         stand_ins,
+    ),
+    FigureKind(
+        "loss.png",
+        "Loss during recovery",
+        "Loss on the training text (blue) and on text held out (orange), in nats per token; the dotted line is the "
+        "step whose weights were kept.",
+        loss_curve,
+    ),
+    FigureKind(
+        "block_errors.png",
+        "Error of each block against the dense one",
+        "How far each block's output was from the dense block's, before (orange) and after (blue) it was fitted.",
+        block_errors,
     ),
 )
 """Every figure of a card, in its order."""

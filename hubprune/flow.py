@@ -15,10 +15,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune.allocation import allocate, blocks_of, weights_in
-from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, max_length
-from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, held_out, load_corpus, refuse_overlap
+from hubprune.architecture import check_pattern_fits, check_supported, describe, find_matrices, is_paired, max_length
+from hubprune.calibration import (
+    Corpus,
+    as_questions,
+    check_fits,
+    corpus_from_tokens,
+    held_out,
+    load_corpus,
+    refuse_overlap,
+)
 from hubprune.config import PruningConfig
-from hubprune.corpora import CORPUS_NAMES, CorpusConfig, parse_corpus
+from hubprune.corpora import CORPUS_NAMES, TASK, CorpusConfig, parse_corpus
 from hubprune.errors import ConfigError, CorpusError, NotFoundError, NumericalError, UnsupportedModelError, UsageError
 from hubprune.evaluation import perplexity
 from hubprune.facts import BaseFacts, Perplexity
@@ -156,13 +164,15 @@ def prepare(
             if isinstance(evaluation, Mapping) or not all(_is_tokens(value) for value in corpora.values()):
                 raise
             warnings.append(f"the result goes without a tokenizer: {error}")
-    reader = _Reader(tokenizer, max_length(base.config), base.keywords.get("token"), progress)
+    reader = _Reader(tokenizer, base, config, progress)
     settings = {**settings, "seed": settings.get("seed", config.seed)}
     loaded, parsed = {}, {}
     for name, value in corpora.items():
         if not _is_tokens(value):
             parsed[name] = parse_corpus(value, **settings)
         loaded[name] = reader.calibration(name, parsed.get(name, value))
+    if config.pseudo_labels:
+        loaded[TASK] = as_questions(loaded[TASK])
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
     held, missing = reader.evaluation(evaluation, parsed, settings, used)
     for corpus in (*loaded.values(), *held.values()):
@@ -179,20 +189,23 @@ def _is_tokens(value: Any) -> bool:
 class _Reader:
     """Reads corpora with one tokenizer."""
 
-    def __init__(self, tokenizer: Any, limit: int | None, token: Any, progress: bool) -> None:
-        self.tokenizer, self.limit, self.token, self.progress = tokenizer, limit, token, progress
+    def __init__(self, tokenizer: Any, base: Opening, config: PruningConfig, progress: bool) -> None:
+        self.tokenizer, self.config, self.token = tokenizer, config, base.keywords.get("token")
+        self.kept: dict[str, Any] = {
+            "max_length": max_length(base.config),
+            "pairs": is_paired(base.config),
+            "progress": progress,
+        }
 
     def _load(self, value: Any, name: str, **more: Any) -> Corpus:
-        return load_corpus(
-            value, self.tokenizer, name=name, max_length=self.limit, token=self.token, progress=self.progress, **more
-        )
+        return load_corpus(value, self.tokenizer, name=name, token=self.token, **self.kept, **more)
 
     def calibration(self, name: str, value: Any) -> Corpus:
         if isinstance(value, Corpus):
             return value.named(name)
         if isinstance(value, torch.Tensor):
             return corpus_from_tokens(value, name)
-        return self._load(value, name)
+        return self._load(value, name, questions=self.config.pseudo_labels and name == TASK)
 
     def evaluation(
         self,

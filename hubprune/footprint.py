@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from hubprune import environment, evaluation, replay
-from hubprune.architecture import Matrix, find_blocks, find_matrices
+from hubprune.allocation import blocks_of
+from hubprune.architecture import Matrix, find_matrices, is_paired
 from hubprune.calibration import Corpus
 from hubprune.criterion import Criterion, load_criterion
 from hubprune.evidence import Need, needs_of
@@ -51,6 +52,7 @@ class Memory:
         block: The largest block.
         activations: What all sequences look like at the block boundaries that are kept.
         scores: Scores of all weights, where they all compete; such a run needs the whole model.
+        paired: Whether it is an encoder-decoder, which is run whole.
     """
 
     common: int
@@ -58,6 +60,7 @@ class Memory:
     block: int
     activations: int
     scores: int = 0
+    paired: bool = False
 
     def resident(self, budget: int | None = None) -> int:
         """The peak with the whole model in memory, and activations up to a budget."""
@@ -76,7 +79,7 @@ def peak_memory(plan: Plan) -> Memory:
     base, config, model = plan.base, plan.config, plan.base.outline
     itemsize, running = base.dtype.itemsize, _running(base)
     criterion = load_criterion(config)
-    inside = [_numel(block) for block in find_blocks(model)[1]]
+    inside = [_numel(block) for block in blocks_of(model)]
     outside = _numel(model) - sum(inside)
     pattern = config.resolved_pattern()
     if isinstance(pattern, Structured) and "layer" not in pattern.units:
@@ -91,6 +94,8 @@ def peak_memory(plan: Plan) -> Memory:
         copy + max(_work(plan, criterion, _largest_block(matrices))),
         copy_outside + _head(plan) if criterion.gradients else 0,
     ]
+    if is_paired(base.config):
+        return _whole(plan, criterion, matrices, inside, outside, steps)
     generations = {name: len(inside) + 2 for name in _names(plan, criterion.gradients)}
     on_all = isinstance(pattern, Unstructured) and pattern.scope == "model"
     others = 2 if criterion.gradients or on_all else 1
@@ -100,6 +105,31 @@ def peak_memory(plan: Plan) -> Memory:
         block=max(inside) * itemsize,
         activations=sum(size * generations.get(name, others) for name, size in boundaries(plan).items()),
         scores=CHOOSING_ON_ALL * sum(matrix.view().numel() for matrix in matrices) if on_all else 0,
+    )
+
+
+def _whole(
+    plan: Plan,
+    criterion: Criterion,
+    matrices: Sequence[Matrix],
+    inside: Sequence[int],
+    outside: int,
+    steps: Sequence[int],
+) -> Memory:
+    """The memory of an encoder-decoder, all of which runs at once, in copies where it runs in another type."""
+    itemsize, running = plan.base.dtype.itemsize, _running(plan.base)
+    weights = sum(matrix.view().numel() for matrix in matrices)
+    longest = _longest(plan.corpora.values())
+    # Backwards: a gradient, a sum and the weights of each matrix, and what flows through all blocks for an example.
+    back = 3 * WIDE * weights + int(BACKWARD * running * longest * _flow(plan, matrices))
+    copies = (sum(inside) + outside) * running if running != itemsize else 0
+    work = max(*steps, back if criterion.gradients else 0)
+    return Memory(
+        common=environment.resident_memory() + SLACK + outside * itemsize + copies + work,
+        blocks=sum(inside) * itemsize,
+        block=max(inside) * itemsize,
+        activations=0,
+        paired=True,
     )
 
 

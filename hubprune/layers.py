@@ -86,12 +86,14 @@ def choose_layers(
         quantiles = scores.quantile(torch.tensor(list(QUANTILES.values()))).tolist()
         summary = {**dict(zip(QUANTILES, quantiles, strict=True)), "threshold": float(scores[~keep].max())}
         size = weights_in(replay.blocks[0])
-        facts = UnitFacts(replay.prefix, 0, "layer", len(keep), pack_removed((~keep).tolist()), size, scores=summary)
+        facts = UnitFacts(
+            replay.weights.prefixes[0], 0, "layer", len(keep), pack_removed((~keep).tolist()), size, scores=summary
+        )
     gone = set(facts.removed_indices)
     left = [index for index in range(facts.count) if index not in gone]
     for place in range(len(notes), len(left)):
         with replay.weights.block(left[place]) as block:
-            state = ((f"{replay.prefix}.{place}.{name}", value) for name, value in block.state_dict().items())
+            state = ((f"{replay.weights.names[place]}.{name}", value) for name, value in block.state_dict().items())
             note = {"units": [vars(facts)]}
             journal.finish(PRUNE, place, note, front={}, weights=state)
     return facts

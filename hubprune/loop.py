@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,10 +20,11 @@ from hubprune import ranks
 from hubprune.activations import Activations, Kept
 from hubprune.calibration import Corpus
 from hubprune.choosing import BACKWARD, FORWARD, PRUNE, REPAIR, Chooser
+from hubprune.engine import Engine
 from hubprune.errors import OutputError
-from hubprune.replay import Replay
 from hubprune.report import PruningReport
-from hubprune.sweeps import Sinks, Stream, Sweeps, front_of
+from hubprune.sweeps import Sinks, front_of
+from hubprune.whole import sweeps_of
 from hubprune.work import Journal
 
 
@@ -30,7 +32,7 @@ class Loop:
     """One pruning run: the state that the two sweeps share."""
 
     def __init__(
-        self, replay: Replay, chooser: Chooser, corpora: Mapping[str, Corpus], batch_size: int, report: PruningReport
+        self, replay: Engine, chooser: Chooser, corpora: Mapping[str, Corpus], batch_size: int, report: PruningReport
     ) -> None:
         self.replay, self.chooser, self.batch_size, self.report = replay, chooser, batch_size, report
         self.corpora = {name: corpus.share() for name, corpus in corpora.items()}
@@ -41,7 +43,9 @@ class Loop:
         """Take up the run where the journal says it was left."""
         self.journal = journal
         by_block = [self.chooser.matrices(index) for index in range(self.blocks)]
-        self.sweeps = Sweeps(self.replay, by_block, activations)
+        self.sweeps: Any = sweeps_of(self.replay, by_block, activations)
+        if not self.replay.resumes:
+            journal.begin_again()
         quiet = not progress or ranks.rank() > 0
         self.bar = tqdm(desc="Pruning", unit="block", disable=quiet, delay=1, total=0)
         for stage in (BACKWARD, PRUNE, REPAIR):
@@ -72,7 +76,8 @@ class Loop:
         if self.chooser.whole_model:  # all weights are compared at once, again
             left = self.blocks
         with_gradients = self._names([self.chooser.gradients] if self.chooser.gradients else [])
-        streams = self._open(self.chooser.corpora(scores=True), singly=with_gradients)
+        singly = self._names({*with_gradients, *self.chooser.singly()})
+        streams = self._open(self.chooser.corpora(scores=True), singly=singly)
         boundaries: dict[str, list[list[Kept]]] = {name: [] for name in with_gradients}
 
         def visit(index: int) -> None:
@@ -91,7 +96,7 @@ class Loop:
                 for index in reversed(range(self.blocks - len(self.journal.notes(BACKWARD)))):
                     self._finish(BACKWARD, index, {})
 
-    def _backward(self, streams: Mapping[str, Stream], boundaries: dict[str, list[list[Kept]]], left: int) -> None:
+    def _backward(self, streams: Mapping[str, Any], boundaries: dict[str, list[list[Kept]]], left: int) -> None:
         """Push the loss gradient down and decide on each block once its gradients are known."""
 
         def finish(index: int, front: Mapping[str, Kept]) -> None:
@@ -154,7 +159,7 @@ class Loop:
             if self.journal.lasting:
                 self.chooser.forget_waiting(index)
         else:
-            above = f"{self.replay.prefix}.{index}."
+            above = f"{self.replay.weights.names[index]}."
             state = ((above + name, value) for name, value in self.replay.blocks[index].state_dict().items())
             self.journal.finish(stage, index, note, front=front, weights=self.chooser.final(state))
         self.bar.update()
@@ -166,11 +171,11 @@ class Loop:
 
     def _open(
         self, corpora: Iterable[str], *, singly: Sequence[str], front: Mapping[str, torch.Tensor] | None = None
-    ) -> dict[str, Stream]:
+    ) -> dict[str, Any]:
         """Embed the corpora that are needed; those in ``singly`` one by one."""
         return {
-            name: self.sweeps.open(
-                self.corpora[name].batches(1 if name in singly else self.batch_size), front_of(name, front or {})
+            name: self.sweeps.read(
+                self.corpora[name], 1 if name in singly else self.batch_size, front_of(name, front or {})
             )
             for name in self._names({*corpora, *singly})
         }

@@ -6,6 +6,7 @@ the count is exact: ties go by position, the first ones are removed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
@@ -105,3 +106,20 @@ def keep_masks_of_model(scores: Mapping[Key, torch.Tensor], removed: int) -> dic
     keep = ~_lowest(flat[None], removed)[0]
     parts = keep.split([s.numel() for s in scores.values()])
     return {key: part.reshape(s.shape).to(s.device) for (key, s), part in zip(scores.items(), parts, strict=True)}
+
+
+def overlap(keep: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """What each two masks both remove, of what at least one does: the Jaccard index; 1 where neither removes anything.
+
+    Args:
+        keep: Keep masks of one shape, by name.
+
+    Returns:
+        The index of each pair, by ``left/right``.
+    """
+    found = {}
+    for left, right in itertools.combinations(keep, 2):
+        either = int((~(keep[left] & keep[right])).sum())
+        both = int((~(keep[left] | keep[right])).sum())
+        found[f"{left}/{right}"] = round(both / either, 4) if either else 1.0
+    return found

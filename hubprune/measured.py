@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubprune.architecture import max_length
+from hubprune.architecture import is_paired, max_length
 from hubprune.calibrated import read_again
 from hubprune.calibration import DEFAULT_LENGTH, Corpus, check_fits, held_out, load_corpus, refuse_overlap
+from hubprune.corpora import CorpusConfig
 from hubprune.errors import ConfigError
 from hubprune.evaluation import cut
 from hubprune.presets import CORPORA
-from hubprune.protocol import Protocol
+from hubprune.protocol import PACKED_SAMPLES, Protocol
 from hubprune.variants import Variant
 
 
@@ -108,7 +109,10 @@ class _Reader:
                 f"sequence_length must be at most the {limit} tokens that the {self.variant.name} model can read, got "
                 f"{length}: lower it"
             )
-        if protocol.layout != "separate":
+        paired = is_paired(self.variant.config)
+        if paired:
+            config = self._examples(config, length)
+        elif protocol.layout != "separate":
             config = replace(config, sequence_length=length)
         corpus = load_corpus(
             config,
@@ -118,7 +122,10 @@ class _Reader:
             exclude=exclude,
             token=self.token,
             progress=self.progress,
+            pairs=paired,
         )
+        if paired:
+            return Text(corpus)
         if protocol.bos:
             # The token behind what is read is predicted as well, so that every token is, once.
             text = Text(corpus, length + 1, protocol.stride or length, self._start())
@@ -128,6 +135,16 @@ class _Reader:
             text = Text(corpus, length, protocol.stride)
         cut(corpus, text.window, text.stride, text.start)
         return text
+
+    def _examples(self, config: CorpusConfig, length: int) -> CorpusConfig:
+        """What to read for an encoder-decoder, which is asked for the answers of examples."""
+        if self.protocol.bos or self.protocol.stride is not None:
+            raise ConfigError(
+                f"the {self.variant.name} model is an encoder-decoder, which answers questions one by one, got a "
+                "start token or a stride: take the default protocol"
+            )
+        count = self.protocol.num_samples or PACKED_SAMPLES
+        return replace(config, packing=False, join=None, sequence_length=length, num_samples=count)
 
     def _start(self) -> int:
         tokenizer = self.variant.tokenizer

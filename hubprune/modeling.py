@@ -7,24 +7,28 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hubprune import flow, hub, publisher, ranks, recoverer, recovery_plan, saving, sidebyside
+from hubprune.architecture import auto_class
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_KEYWORDS, CORPUS_NAMES
 from hubprune.errors import ConfigError, UsageError
 from hubprune.fields import ALIASES
 from hubprune.opening import Opening
 from hubprune.outcomes import Evaluation
+from hubprune.presets import METHODS
 from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
 
 logger = logging.get_logger(__name__)
 
 PRUNING_KEYWORDS = tuple(PruningConfig.__dataclass_fields__)
+# Options of methods, given as keywords; transformers has a ``variant`` of its own.
+OPTION_KEYWORDS = frozenset(name for method in METHODS.values() for name in method.options) - {"variant"}
 
 
 class PrunerMixin:
@@ -42,6 +46,10 @@ class PrunerMixin:
     def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
         """Load the weights with plain transformers."""
         return super().from_pretrained(base, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _check_door(cls, opening: Opening) -> None:
+        """Refuse a model that this class is not for; a class of one's own takes what transformers lets it load."""
 
     @classmethod
     def from_pretrained(
@@ -82,8 +90,9 @@ class PrunerMixin:
             tokenizer: Tokenizer, where it is not the base's.
             progress: Whether to show progress bars.
             kwargs: ``num_samples``, ``sequence_length`` (tokens), ``packing`` and ``streaming`` of the corpora;
-                fields of the pruning config; everything else goes to transformers (``dtype``, ``device_map``,
-                ``revision``, ``token``, ``trust_remote_code``, ``cache_dir``, ...).
+                fields of the pruning config; options of the method (``labels="pseudo"``); everything else goes to
+                transformers (``dtype``, ``device_map``, ``revision``, ``token``, ``trust_remote_code``,
+                ``cache_dir``, ...).
 
         Returns:
             The model, with ``tokenizer`` and ``hubprune_report``.
@@ -91,7 +100,8 @@ class PrunerMixin:
         Raises:
             ConfigError: The request breaks a rule; nothing was downloaded.
             CorpusError: A corpus cannot be read or is too short.
-            UnsupportedModelError: The model is quantised, or not a decoder language model.
+            UnsupportedModelError: The model is quantised, or no language model.
+            UsageError: The model is for another of these classes.
             AccessError: The repository is private or gated.
         """
         base = os.fspath(pretrained_model_name_or_path)
@@ -103,6 +113,7 @@ class PrunerMixin:
             if value is not None
         }
         opening = Opening(base, kwargs.pop("revision", None), kwargs)
+        cls._check_door(opening)
         done = getattr(opening.config, "hubprune", None)
         if done:
             if pruning_config or asked or corpora:
@@ -174,10 +185,12 @@ class PrunerMixin:
 
         Args:
             save_directory: Folder; created when missing.
-            kwargs: Passed on to transformers (``max_shard_size``, ...); ``push_to_hub=True`` publishes as well, with
-                ``repo_id`` and the other keywords of ``push_to_hub``.
+            kwargs: Passed on to transformers (``max_shard_size``, ...); ``model_card`` fills in the card;
+                ``push_to_hub=True`` publishes as well, with ``repo_id`` and the other keywords of ``push_to_hub``.
         """
-        push = kwargs.pop("push_to_hub", False)
+        push, filled = kwargs.pop("push_to_hub", False), kwargs.pop("model_card", None)
+        if self.hubprune_report is not None and filled is not None:
+            self.hubprune_report.model_card = filled
         names = "repo_id private token commit_message commit_description revision create_pr space".split()
         publishing = {name: kwargs.pop(name) for name in names if push and name in kwargs}
         save: Any = super().save_pretrained  # type: ignore[misc]
@@ -204,8 +217,8 @@ class PrunerMixin:
         Args:
             repo_id: Repository to create or update.
             kwargs: ``private``, ``token``, ``commit_message``, ``commit_description``, ``revision``, ``create_pr``,
-                ``space`` (True or a name: a Space that shows the model), ``max_shard_size``, ``dry_run``; see
-                ``hubprune.publish``.
+                ``space`` (True or a name: a Space that shows the model), ``max_shard_size``, ``dry_run``,
+                ``model_card`` (a ``PrunedModelCardData``); see ``hubprune.publish``.
 
         Raises:
             UsageError: The model was not pruned by hubprune.
@@ -222,23 +235,48 @@ class PrunerMixin:
         return ranks.in_first(lambda: publisher.publish(model, repo_id, tokenizer=tokenizer, report=report, **kwargs))
 
 
-class AutoPrunedModelForCausalLM(PrunerMixin):
+class _AutoPruned(PrunerMixin):
+    """What the doors have in common that find a model's own class by its config."""
+
+    auto: ClassVar[Any]
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise UsageError(f"{name} is not built by itself: use {name}.from_pretrained(...)")
+
+    @classmethod
+    def _check_door(cls, opening: Opening) -> None:
+        fits = auto_class(opening.config)
+        if fits is not cls.auto:
+            raise UsageError(
+                f"{opening.name} ({opening.config.model_type}) is loaded by {fits.__name__}: use "
+                f"{fits.__name__.replace('Auto', 'AutoPruned')}.from_pretrained(...)"
+            )
+
+    @classmethod
+    def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
+        model: Any = cls.auto.from_pretrained(base, *args, **kwargs)
+        model.__class__ = with_pruner(cast(type, type(model)))
+        return model
+
+
+class AutoPrunedModelForCausalLM(_AutoPruned):
     """Prunes any decoder language model that ``AutoModelForCausalLM`` loads.
 
     What it returns is an instance of the model's own class. It is also a ``PrunerMixin``,
     and its config still names the plain class, so that it loads anywhere.
     """
 
-    def __init__(self) -> None:
-        raise UsageError(
-            "AutoPrunedModelForCausalLM is not built by itself: use AutoPrunedModelForCausalLM.from_pretrained(...)"
-        )
+    auto = AutoModelForCausalLM
 
-    @classmethod
-    def _load(cls, base: str, *args: Any, **kwargs: Any) -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, *args, **kwargs)
-        model.__class__ = with_pruner(cast(type, type(model)))
-        return model
+
+class AutoPrunedModelForSeq2SeqLM(_AutoPruned):
+    """Prunes an encoder-decoder such as T5, which is calibrated on questions with their answers.
+
+    Everything else is as for ``AutoPrunedModelForCausalLM``; the model stays in memory whole, and is not recovered.
+    """
+
+    auto = AutoModelForSeq2SeqLM
 
 
 @functools.cache
@@ -254,11 +292,17 @@ def _sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     pruning: dict[str, Any] = {}
     corpora: dict[str, Any] = {}
     others: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in kwargs.items():
         name = ALIASES.get(name, name)
+        if name in OPTION_KEYWORDS:
+            options[name] = value
+            continue
         chosen = pruning if name in PRUNING_KEYWORDS else corpora if name in CORPUS_KEYWORDS else others
         chosen[name] = value
-    ours = {*PRUNING_KEYWORDS, *CORPUS_KEYWORDS, *ALIASES}
+    if options:
+        pruning["options"] = {**pruning.get("options", {}), **options}
+    ours = {*PRUNING_KEYWORDS, *CORPUS_KEYWORDS, *ALIASES, *OPTION_KEYWORDS}
     for name in others:
         near = difflib.get_close_matches(name, ours, n=1, cutoff=0.85)
         if near:

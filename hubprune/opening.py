@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from hubprune import hub
+from hubprune.architecture import auto_class
 from hubprune.errors import HubPruneError, NotFoundError, UnsupportedModelError
 from hubprune.huberrors import hub_errors
 from hubprune.weights import blocks_on_disk
@@ -126,7 +126,7 @@ class Opening:
         """The model without its weights: modules and shapes, on the meta device."""
         with self._refusals("build"), torch.device("meta"):
             trusted = bool(self.keywords["trust_remote_code"])
-            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=trusted)
+            return auto_class(self.config).from_config(self.config, trust_remote_code=trusted)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,13 +135,14 @@ class Opening:
         named = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
         return named or next(self.outline.parameters()).dtype
 
-    def weights(self, load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained, *args: Any) -> Any:
+    def weights(self, load: Callable[..., Any] | None = None, *args: Any) -> Any:
         """Download and load the model.
 
         Args:
-            load: A ``from_pretrained``.
+            load: A ``from_pretrained``; None for that of transformers.
             args: Its further positional arguments.
         """
+        load = load or auto_class(self.config).from_pretrained
         with self._refusals("download"), no_conversion():
             return load(self.name, *args, revision=self.repo.commit or "main", **self.keywords)
 
@@ -175,7 +176,7 @@ class Opening:
         os.makedirs(folder, exist_ok=True)
         keywords = {**self.keywords, "device_map": blocks_on_disk(self.outline, self.device)}
         with self._refusals("download"), no_conversion(), _without_remark():
-            return AutoModelForCausalLM.from_pretrained(
+            return auto_class(self.config).from_pretrained(
                 self.name, revision=self.repo.commit or "main", offload_folder=os.fspath(folder), **keywords
             )
 

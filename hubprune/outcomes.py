@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hubprune.facts import CorpusFacts, Perplexity
+from hubprune.facts import CorpusFacts, EnergyFacts, Perplexity
 
 # Names of adapters in prose.
 ADAPTERS = {"masked lora": "masked LoRA", "lora": "LoRA", "shira": "SHiRA", "hira": "HiRA"}
@@ -183,6 +183,7 @@ class RecoveryFacts:
         groups_kept: Groups of an N:M pattern that were checked, all of them right; None without one.
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process.
+        energy: Electricity of the training or fitting; None where codecarbon is not installed.
         versions: Versions of the libraries.
         created: ISO date and time, UTC.
     """
@@ -203,6 +204,7 @@ class RecoveryFacts:
     groups_kept: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    energy: EnergyFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
 

@@ -151,7 +151,14 @@ METHODS: dict[str, Method] = {
             arxiv="2205.04157",
             unit="ffn_neuron",
             sparsity=0.25,
-            options={"variant": "abs", "target": "logprob", "labels": "given", "per_label": "no", "confidence": 0.5},
+            options={
+                "variant": "abs",
+                "target": "logprob",
+                "labels": "given",
+                "per_label": "no",
+                "confidence": 0.5,
+                "answer_tokens": 16.0,
+            },
             choices={
                 "variant": ("abs", "signed"),
                 "target": ("logprob", "prob"),

@@ -50,6 +50,8 @@ WIDTHS = (
 )
 # Seconds of a probe that is worth repeating.
 QUICK = 1.0
+# Of the time that a block takes for a text with its gradients and the repair, what one pass forwards is.
+FORWARD = 1 / 6
 # Rows and columns that the head is timed on.
 HEAD_TOKENS, HEAD_WORDS = 128, 2048
 
@@ -58,6 +60,8 @@ def seconds(plan: Plan) -> float:
     """Estimate the time of the pruning itself. Downloads nothing; the state of torch's generators stays as it was."""
     environment.return_memory_at_once()  # as in a run
     base, config = plan.base, plan.config
+    if config.pseudo_labels:  # random weights are not sure of anything
+        config = dataclasses.replace(config, options={**config.options, "labels": "given"})
     config = _cutting_nothing(config)
     kinds = {matrix.kind for matrix in find_matrices(base.outline, config.targets, config.ignore)}
     texts = {name: corpus.facts for name, corpus in plan.corpora.items()}
@@ -78,6 +82,8 @@ def seconds(plan: Plan) -> float:
         fixed *= 2.0 ** (power * halvings)
         unit *= size / probe.sizes[halvings]
     found = len(blocks) * (fixed + unit * units)
+    if plan.config.pseudo_labels:
+        found += len(blocks) * unit * units * FORWARD * float(plan.config.resolved_options()["answer_tokens"])
     wanted = load_criterion(config).gradients
     if wanted is not None:
         found += _head(base) * sum(facts.tokens for name, facts in texts.items() if wanted in ("all", name))
@@ -166,7 +172,7 @@ class _Probe:
             self.sizes[halvings] = _size(find_blocks(model)[1][0])
             texts = {name: torch.randint(VOCABULARY, (sequences, self.length)) for name in self.corpora}
             started = time.perf_counter()
-            prune(model, None, self.config, texts, progress=False)
+            prune(model, None, self.config, texts, progress=False, meter=False)
             return time.perf_counter() - started
 
 

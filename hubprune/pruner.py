@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +16,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune import environment
 from hubprune.activations import Activations
 from hubprune.allocation import allocate, blocks_of, weights_in
-from hubprune.architecture import Matrix, check_pattern_fits, check_supported, describe, find_matrices, max_length
-from hubprune.calibration import Corpus, check_fits, corpus_from_tokens, load_corpus
+from hubprune.architecture import (
+    Matrix,
+    check_pattern_fits,
+    check_supported,
+    describe,
+    find_matrices,
+    is_encoder,
+    is_paired,
+    max_length,
+)
+from hubprune.calibration import Corpus, as_questions, check_fits, corpus_from_tokens, load_corpus
 from hubprune.choosing import Chooser
 from hubprune.config import PruningConfig
+from hubprune.corpora import TASK
+from hubprune.criteria.attribution import Attribution
 from hubprune.criteria.block_influence import BlockInfluence
 from hubprune.criterion import Criterion, load_criterion
-from hubprune.errors import ConfigError, UsageError
+from hubprune.energy import metered
+from hubprune.engine import Engine
+from hubprune.errors import ConfigError, UnsupportedModelError, UsageError
 from hubprune.facts import Totals
+from hubprune.labelling import label
 from hubprune.layers import choose_layers
 from hubprune.loop import Loop
 from hubprune.removal import kept_layers
@@ -31,6 +48,7 @@ from hubprune.unit_criterion import UnitCriterion
 from hubprune.unitwise import Unitwise
 from hubprune.weights import Touched, Weights, touched_by, weights_of
 from hubprune.weightwise import Weightwise
+from hubprune.whole import engine_of, sweeps_of
 from hubprune.work import Journal
 
 CorpusLike = Any  # a Corpus, a tensor of token ids (n, T), or anything config.parse_corpus reads
@@ -46,14 +64,16 @@ def prune(
     progress: bool = True,
     journal: Journal | None = None,
     activations: Activations | None = None,
+    meter: bool = True,
 ) -> PruningReport:
-    """Prune a decoder language model: in place, or block by block into a work folder.
+    """Prune a language model: in place, or for a decoder block by block into a work folder.
 
     In a ``torch.distributed`` program every process calls this with the same arguments; each runs its part of the
     sequences, and all end with the same weights.
 
     Args:
-        model: The model. Where its blocks are on disk, the result goes to the journal's folder.
+        model: The model: a decoder, an encoder-decoder, or an encoder with a method that needs no loss. Where its
+            blocks are on disk, the result goes to the journal's folder.
         tokenizer: Its tokenizer; None when every corpus is given as token ids.
         config: What to prune and how.
         corpora: Calibration text by name (``general``, ``domain``, ``language``, ``task``): a ``Corpus``, token ids
@@ -62,6 +82,7 @@ def prune(
         progress: Whether to show a progress bar.
         journal: Where finished blocks are written down; None for nowhere.
         activations: Where activations are put away between two blocks; None for host memory.
+        meter: Whether codecarbon, where it is installed, takes the electricity.
 
     Returns:
         The record of the run; ``model.config.hubprune`` holds its summary.
@@ -69,14 +90,15 @@ def prune(
     Raises:
         ConfigError: A corpus the method needs is missing, or a pattern fits nothing.
         CorpusError: A corpus cannot be read or is too short.
-        UnsupportedModelError: The model is quantised, or not a decoder language model.
+        UnsupportedModelError: The model is quantised or no language model, or the method needs a loss that it lacks.
         NumericalError: NaN was met, or a Hessian cannot be factorised.
     """
     config = config or PruningConfig()
     given = dict(corpora or {})
     weights, journal = weights_of(model), journal or Journal()
     model = weights.model
-    check_supported(model.config)
+    encoder = is_encoder(model)
+    check_supported(model.config, encoder=encoder)
     if criterion is None:
         config.check_corpora(tuple(given))
         criterion = load_criterion(config)
@@ -85,10 +107,14 @@ def prune(
         method = type(criterion).__name__
         config = _for_own_criterion(config, criterion)
         criterion.check_corpora(tuple(given), compensates=config.repairs())
+    if encoder:
+        _check_encoder(model, method, criterion)
     work = _Work(weights, config, criterion)
     _check_place(weights, journal, config)
     weights.check_finite()
-    loaded = {name: _as_corpus(name, value, tokenizer, model, config.seed, progress) for name, value in given.items()}
+    loaded = {name: _as_corpus(name, value, tokenizer, model, config, progress) for name, value in given.items()}
+    if config.pseudo_labels:
+        loaded[TASK] = as_questions(loaded[TASK])
     for corpus in loaded.values():
         check_fits(corpus, model)
     report = PruningReport(
@@ -102,7 +128,10 @@ def prune(
     )
     if not work.layers:
         report.untouched_sha256 = weights.untouched_sha256(work.touched)
-    with Replay(weights) as replay:
+    energy = metered(partial(setattr, report, "energy")) if meter else nullcontext()
+    with energy, engine_of(weights) as replay:
+        if isinstance(criterion, Attribution) and criterion.pseudo and TASK in loaded:
+            _label(replay, loaded, criterion, tokenizer, report, activations or Activations(), progress)
         work.run(replay, loaded, report, journal, activations or Activations(), progress)
     if work.layers:
         stay = kept_layers(report.units) or []
@@ -113,6 +142,39 @@ def prune(
     report.hardware, report.versions = environment.hardware(), environment.versions()
     model.config.hubprune = report.summary()
     return report
+
+
+def _label(
+    engine: Engine,
+    corpora: dict[str, Corpus],
+    criterion: Attribution,
+    tokenizer: Any,
+    report: PruningReport,
+    activations: Activations,
+    progress: bool,
+) -> None:
+    """Let the model answer the questions of the task itself; corpora and report are brought up to date."""
+    started = time.perf_counter()
+    sweeps = sweeps_of(engine, [[] for _ in engine.blocks], activations)
+    corpora[TASK] = label(
+        sweeps,
+        corpora[TASK],
+        tokenizer=tokenizer,
+        answer_tokens=criterion.answer_tokens,
+        confidence=criterion.confidence,
+        progress=progress,
+    )
+    report.corpora = [corpus.facts for corpus in corpora.values()]
+    report.timings["labels"] = round(time.perf_counter() - started, 3)
+
+
+def _check_encoder(model: PreTrainedModel, method: str, criterion: Criterion) -> None:
+    """Refuse a method that needs the gradient of a loss, for a model that predicts no next token."""
+    if criterion.gradients is not None:
+        raise UnsupportedModelError(
+            f"method {method!r} needs the loss of the next token, and {type(model).__name__} reads both ways and "
+            "predicts none: take magnitude, random, wanda-sp, cus-prun or mutual-information"
+        )
 
 
 def _for_own_criterion(config: PruningConfig, criterion: Criterion) -> PruningConfig:
@@ -151,7 +213,7 @@ class _Work:
 
     def run(
         self,
-        replay: Replay,
+        replay: Engine,
         corpora: Mapping[str, Corpus],
         report: PruningReport,
         journal: Journal,
@@ -163,6 +225,7 @@ class _Work:
         if self.layers:
             kept = {"activations": activations, "progress": progress}
             assert isinstance(self.criterion, BlockInfluence)  # the config lets no other one remove layers
+            assert isinstance(replay, Replay)  # asked before
             report.units = [choose_layers(replay, self.criterion, corpora, size, self.layers, journal, **kept)]
             return
         chooser: Chooser
@@ -190,7 +253,7 @@ class _Work:
 
 
 def _as_corpus(
-    name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, seed: int, progress: bool
+    name: str, value: CorpusLike, tokenizer: Any, model: PreTrainedModel, config: PruningConfig, progress: bool
 ) -> Corpus:
     if isinstance(value, Corpus):
         return value.named(name)
@@ -200,7 +263,16 @@ def _as_corpus(
         raise ConfigError(
             f"the {name} corpus is text, and text needs a tokenizer, got None: give it, or give token ids (n, T)"
         )
-    return load_corpus(value, tokenizer, name=name, max_length=max_length(model.config), progress=progress, seed=seed)
+    return load_corpus(
+        value,
+        tokenizer,
+        name=name,
+        max_length=max_length(model.config),
+        progress=progress,
+        pairs=is_paired(model.config),
+        questions=config.pseudo_labels and name == TASK,
+        seed=config.seed,
+    )
 
 
 def _check_place(weights: Weights, journal: Journal, config: PruningConfig) -> None:

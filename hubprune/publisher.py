@@ -20,7 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune import space_publisher
 from hubprune.card import render_card
+from hubprune.carddata import PrunedModelCardData
 from hubprune.errors import HubPruneError, OutputError, UsageError
+from hubprune.evalresults import PATHS
 from hubprune.exportrecord import FORMATS, RECORD_NAME, ExportRecord, weights_sha256
 from hubprune.facts import BaseFacts, Totals
 from hubprune.figures import FIGURES, figures_in
@@ -61,6 +63,7 @@ def publish(
     create_pr: bool = False,
     space: bool | str = False,
     dry_run: bool = False,
+    model_card: PrunedModelCardData | None = None,
     api: HfApi | None = None,
 ) -> CommitInfo | UploadPlan:
     """Save a pruned model into a temporary folder, verify it and push it; arguments as in ``publish_folder``.
@@ -79,6 +82,7 @@ def publish(
         create_pr: Open a pull request.
         space: Publish a Space of the model as well.
         dry_run: Upload nothing.
+        model_card: What fills in or overrides fields of the model card; kept in the report.
         api: Client to use instead of one made from ``token``.
 
     Raises:
@@ -90,6 +94,7 @@ def publish(
         raise UsageError(
             "publishing needs the record of the run, and this model has none: give report=, as prune() returns it"
         )
+    report.model_card = model_card or report.model_card
     api = api or make_api(token)
     _preflight(api, repo_id, report, token, revision, create_pr)
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
@@ -319,8 +324,10 @@ def _files(folder: Path) -> list[str]:
 
 
 def _stale(remote: frozenset[str], files: list[str]) -> tuple[str, ...]:
-    """Files of an earlier push that would be loaded beside or instead of the new ones, and its figures."""
-    replaced = {kind.path for kind in FIGURES} | (TOKENIZER_FILES if "tokenizer_config.json" in files else set())
+    """Files of an earlier push that would be loaded beside or instead of the new ones; its figures and results."""
+    replaced = (
+        {kind.path for kind in FIGURES} | PATHS | (TOKENIZER_FILES if "tokenizer_config.json" in files else set())
+    )
     gone = remote.difference(files)
     return tuple(sorted(name for name in gone if WEIGHTS.fullmatch(name) or name in replaced))
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from hubprune import hub
-from hubprune.architecture import find_matrices
+from hubprune.architecture import auto_class, find_matrices
 from hubprune.errors import UnsupportedModelError, UsageError, VerificationError
 from hubprune.facts import MatrixFacts, Verification
 from hubprune.opening import Opening, no_conversion
@@ -111,7 +111,8 @@ def _load(folder: Path, trust_remote_code: bool) -> tuple[Any, torch.device]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with no_conversion():
-            model = AutoModelForCausalLM.from_pretrained(
+            loader = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+            model = loader.from_pretrained(
                 folder, device_map=str(device), trust_remote_code=trust_remote_code, local_files_only=True
             )
     except (ImportError, ValueError, OSError) as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
+
+from huggingface_hub.utils import yaml_dump
 
 from hubprune.config import PruningConfig
 from hubprune.corpora import SourceConfig, filter_text, joins_documents, parse_corpus, parse_source
@@ -80,42 +82,51 @@ def _short(corpus: CorpusFacts) -> str | None:
     return "+".join(known)
 
 
-def _shared(corpora: Sequence[CorpusFacts]) -> dict[str, int] | None:
+def _shared(report: PruningReport) -> dict[str, int] | None:
     """The keywords that all corpora share; None when they differ or need others."""
+    corpora, paired = report.corpora, report.base.paired
     if not corpora:
         return {}
     found = {(c.num_sequences, c.sequence_length) for c in corpora}
-    if len(found) > 1 or not all(_usual_packing(c) and c.seed == 0 for c in corpora):
+    if len(found) > 1 or not all(_usual_packing(c, paired) and c.seed == 0 for c in corpora):
         return None
     return {"num_samples": corpora[0].num_sequences, "sequence_length": corpora[0].sequence_length}
 
 
-def _usual_packing(corpus: CorpusFacts) -> bool:
+def _usual_packing(corpus: CorpusFacts, paired: bool = False) -> bool:
     """Whether a corpus was packed as it is where nobody says."""
-    return corpus.packing == joins_documents(corpus.name, [source.answer for source in corpus.sources])
+    answers = [source.answer for source in corpus.sources]
+    return corpus.packing == joins_documents(corpus.name, answers, pairs=paired)
 
 
-def _corpus_expression(corpus: CorpusFacts) -> str:
+def _source_fields(source: SourceFacts) -> dict[str, Any]:
+    """The fields of a source that say something."""
+    fields = {
+        "config": source.config,
+        "split": source.split,
+        "revision": source.commit,
+        "template": source.template,
+        "text_column": source.text_column,
+        "filters": tuple(source.filters) or None,
+        "answer": source.answer,
+        "weight": source.weight if source.weight != 1 else None,
+    }
+    return {"dataset": public(source.dataset)} | {key: value for key, value in fields.items() if value is not None}
+
+
+def _corpus_fields(corpus: CorpusFacts, paired: bool) -> dict[str, Any]:
+    """The fields of a corpus besides its sources."""
+    packing = {} if _usual_packing(corpus, paired) else {"packing": corpus.packing}
+    counts = {"num_samples": corpus.num_sequences, "sequence_length": corpus.sequence_length}
+    return {**counts, **packing, "seed": corpus.seed}
+
+
+def _corpus_expression(corpus: CorpusFacts, paired: bool = False) -> str:
     if not corpus.sources:
         return f"{re.sub(r'[^0-9A-Za-z_]', '_', corpus.name)}_texts"
-    items = []
-    for source in corpus.sources:
-        fields = {
-            "config": source.config,
-            "split": source.split,
-            "revision": source.commit,
-            "template": source.template,
-            "text_column": source.text_column,
-            "filters": tuple(source.filters) or None,
-            "answer": source.answer,
-        }
-        given = {"dataset": public(source.dataset)} | {
-            key: value for key, value in fields.items() if value is not None
-        }
-        items.append(_call("SourceConfig", given | ({"weight": source.weight} if source.weight != 1 else {})))
-    counts = f"num_samples={corpus.num_sequences}, sequence_length={corpus.sequence_length}"
-    packing = "" if _usual_packing(corpus) else f", packing={corpus.packing}"
-    return f"CorpusConfig(sources=({', '.join(items)},), {counts}{packing}, seed={corpus.seed})"
+    items = [_call("SourceConfig", _source_fields(source)) for source in corpus.sources]
+    fields = ", ".join(f"{key}={quote(value)}" for key, value in _corpus_fields(corpus, paired).items())
+    return f"CorpusConfig(sources=({', '.join(items)},), {fields})"
 
 
 # Settings that are given as plain keywords and as options of the command line.
@@ -138,9 +149,9 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     if report.method not in METHODS:
         return None
     settings, plain = _config_arguments(report.config)
-    shared, strings = _shared(report.corpora), {c.name: _short(c) for c in report.corpora}
+    shared, strings = _shared(report), {c.name: _short(c) for c in report.corpora}
     if shared is None or None in strings.values():
-        corpora, shared = {c.name: _corpus_expression(c) for c in report.corpora}, {}
+        corpora, shared = {c.name: _corpus_expression(c, report.base.paired) for c in report.corpora}, {}
     else:
         corpora = {name: quote(text) for name, text in strings.items()}
     base = report.base
@@ -158,15 +169,16 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     if base.trust_remote_code:
         arguments.append("trust_remote_code=True")
     body = "".join(f"    {argument},\n" for argument in arguments)
+    door = base.loader.replace("Auto", "AutoPruned")
     names = [
-        "AutoPrunedModelForCausalLM",
+        door,
         *(n for n in ("CorpusConfig", "PruningConfig", "SourceConfig") if f"{n}(" in body),
     ]
     push = f"\nmodel.push_to_hub({quote(repo_id)})" if repo_id else ""
     recovery = recovery_lines(report)
     names += ["CorpusConfig"] if "CorpusConfig(" in recovery and "CorpusConfig" not in names else []
     names += ["SourceConfig"] if "SourceConfig(" in recovery and "SourceConfig" not in names else []
-    load = f"model = AutoPrunedModelForCausalLM.from_pretrained(\n{body}){recovery}{push}"
+    load = f"model = {door}.from_pretrained(\n{body}){recovery}{push}"
     return f"from hubprune import {', '.join(names)}\n\n{load}"
 
 
@@ -203,7 +215,7 @@ def _same_text(report: PruningReport) -> bool:
 def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     """The command that repeats the run; None where an option of the command line cannot say it."""
     settings, plain = _config_arguments(report.config)
-    shared, corpora = _shared(report.corpora), {c.name: _short(c) or _preset(c) for c in report.corpora}
+    shared, corpora = _shared(report), {c.name: _short(c) or _preset(c) for c in report.corpora}
     if report.method not in METHODS or not plain or shared is None or None in corpora.values():
         return None
     words = ["hubprune", "prune", public(report.base.model_id)]
@@ -221,6 +233,36 @@ def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
         return None
     push = "\n" + shlex.join(["hubprune", "push", "pruned-model", repo_id]) if repo_id else ""
     return f"{shlex.join(words)}\n{shlex.join(again)}{push}"
+
+
+def yaml_recipe(report: PruningReport, repo_id: str | None) -> str | None:
+    """The file for ``hubprune prune --config`` that repeats the pruning; None where text was given in memory."""
+    if report.method not in METHODS or not all(corpus.sources for corpus in report.corpora):
+        return None
+    base = report.base
+    settings, _ = _config_arguments(report.config)
+    shared, texts = _shared(report), {c.name: _short(c) for c in report.corpora}
+    if shared is None or None in texts.values():
+        shared, structured = {}, {c.name: _corpus_structure(c, report.base.paired) for c in report.corpora}
+    else:
+        structured = {}
+    words: dict[str, Any] = {"base": public(base.model_id)}
+    words |= {"revision": base.commit if base_on_hub(report) else None}
+    words |= {"option" if key == "options" else key: value for key, value in settings.items()}
+    words |= {**texts, **structured, **shared, "dtype": base.dtype or None}
+    words |= {"trust_remote_code": base.trust_remote_code or None}
+    words |= {"push": repo_id} if repo_id and report.recovery is None else {"out": "pruned-model"}
+    told = {key: list(value) if isinstance(value, tuple) else value for key, value in words.items()}
+    return yaml_dump({key: value for key, value in told.items() if value is not None}, sort_keys=False).strip()
+
+
+def _corpus_structure(corpus: CorpusFacts, paired: bool) -> dict[str, Any]:
+    """A corpus in the form that a run file has for it."""
+    sources = [_source_fields(source) for source in corpus.sources]
+    for fields in sources:
+        if "filters" in fields:
+            fields["filters"] = [list(pair) for pair in fields["filters"]]
+    return {"sources": sources, **_corpus_fields(corpus, paired)}
 
 
 def _recovery_command(report: PruningReport) -> list[str] | None:

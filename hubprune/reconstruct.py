@@ -142,7 +142,7 @@ class Reconstruction:
         """Fit a block; return its error before and after, as a fraction of the output's mean square."""
         assert self.config.steps is not None
         assert self.config.learning_rate is not None
-        inside = f"{self.pruned.prefix}.{index}."
+        inside = f"{self.pruned.weights.names[index]}."
         owners = {matrix.parameter_name.removeprefix(inside): matrix for matrix in matrices}
         values = {name: owner.parameter.detach().float().clone() for name, owner in owners.items()}
         frozen = {name: torch.ones_like(value, dtype=torch.bool) for name, value in values.items()}
@@ -197,7 +197,7 @@ class Reconstruction:
 
     def _finish(self, index: int, front: Mapping[str, Kept]) -> None:
         """Write down that a block is fitted."""
-        above = f"{self.pruned.prefix}.{index}."
+        above = f"{self.pruned.weights.names[index]}."
         state = ((above + name, value) for name, value in self.pruned.blocks[index].state_dict().items())
         counts = {matrix.name: int((matrix.view() == 0).sum()) for matrix in self.by_block[index]}
         self.zero_counts |= counts

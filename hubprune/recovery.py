@@ -10,6 +10,7 @@ import datetime
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hubprune import adapters, apply, environment
 from hubprune.activations import Activations
 from hubprune.architecture import Matrix
 from hubprune.calibration import Corpus
+from hubprune.energy import metered
 from hubprune.errors import UsageError
 from hubprune.evaluation import perplexity
 from hubprune.opening import Opening
@@ -151,7 +153,11 @@ def _train(
         if _widens(model, config):
             apply.retype(model, torch.float32)
         try:
-            with timed(facts, "train"), adapters.attached(model, changed, config) as wrapped:
+            with (
+                timed(facts, "train"),
+                metered(partial(setattr, facts, "energy")),
+                adapters.attached(model, changed, config) as wrapped,
+            ):
                 facts.parameters = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
                 done = train(
                     wrapped, training, looked_at, config, folder / "checkpoints", teacher=teacher, progress=progress
@@ -206,17 +212,18 @@ def fit(
 ) -> dict[str, int]:
     """Reconstruct, and note what was done; returns the zeros of each matrix afterwards."""
     batches = plan.batches()
-    done = reconstruct(
-        pruned,
-        dense,
-        matrices,
-        batches,
-        plan.config,
-        zeros,
-        journal=journal,
-        activations=activations,
-        progress=progress,
-    )
+    with metered(partial(setattr, facts, "energy")):
+        done = reconstruct(
+            pruned,
+            dense,
+            matrices,
+            batches,
+            plan.config,
+            zeros,
+            journal=journal,
+            activations=activations,
+            progress=progress,
+        )
     steps = plan.config.steps or 0
     facts.parameters = sum(m.view().numel() for m in matrices) - sum(done.zero_counts.values())
     facts.matrices, facts.curve = len(matrices), done.curve

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hubprune import adapters, environment, ranks
-from hubprune.architecture import Matrix, find_blocks, find_matrices
+from hubprune.architecture import Matrix, find_blocks, find_matrices, is_paired
 from hubprune.calibration import Corpus, check_fits, refuse_overlap
 from hubprune.config import PruningConfig
 from hubprune.errors import UsageError
@@ -138,7 +138,16 @@ def check_recoverable(model: PreTrainedModel, report: PruningReport) -> None:
         )
     if ranks.size() > 1:
         raise UsageError(f"a recovery runs in one process, got {ranks.size()}: start it without torchrun")
+    _refuse_paired(model)
     matrices_of(model, report)
+
+
+def _refuse_paired(model: PreTrainedModel) -> None:
+    if is_paired(model.config):
+        raise UsageError(
+            f"a recovery trains decoder language models, and {type(model).__name__} is an encoder-decoder: leave the "
+            "recovery out (remaining weights are repaired while pruning), or train it with transformers"
+        )
 
 
 def matrices_of(model: PreTrainedModel, report: PruningReport) -> list[Matrix]:
@@ -171,6 +180,7 @@ def check_early(outline: PreTrainedModel, config: PruningConfig, how: RecoveryCo
     """
     if ranks.size() > 1:
         raise UsageError(f"a recovery runs in one process, got {ranks.size()}: start it without torchrun")
+    _refuse_paired(outline)
     if how.method == "adapter":
         adapters.check_installed()
         check_reports(how)

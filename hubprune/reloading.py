@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hubprune.architecture import evaluation_mode, max_length
+from hubprune.architecture import evaluation_mode, max_length, reading
 from hubprune.errors import NumericalError
 from hubprune.facts import Probe
 
@@ -33,15 +33,18 @@ RELOAD_TIMEOUT = 3600  # seconds
 _RELOAD = """
 import json, sys
 import torch
-from transformers import AutoModelForCausalLM
-folder, ids, size, trust, places, offload = json.loads(sys.argv[1])
+import transformers
+folder, loader, ids, size, trust, places, offload = json.loads(sys.argv[1])
 placed = {"device_map": places, "offload_folder": offload} if places else {}
-model, info = AutoModelForCausalLM.from_pretrained(
+model, info = getattr(transformers, loader).from_pretrained(
     folder, dtype="auto", trust_remote_code=trust, local_files_only=True, output_loading_info=True, **placed
 )
 model.eval()
 with torch.no_grad():
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1, :size].float().tolist()
+    read = {"input_ids": torch.tensor([ids])}
+    if model.config.is_encoder_decoder:
+        read["decoder_input_ids"] = read["input_ids"]
+    logits = model(**read, use_cache=False).logits[0, -1, :size].float().tolist()
 kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
 keys = {kind: sorted(str(key) for key in info[kind]) for kind in kinds}
 stranger = not any(name.partition(".")[0] == "hubprune" for name in sys.modules)
@@ -75,8 +78,10 @@ def make_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     length = min(PROBE_TOKENS, max_length(model.config) or PROBE_TOKENS)
     ids = [(PROBE_STRIDE * (position + 1)) % vocabulary for position in range(length)]
     with evaluation_mode(model), torch.no_grad():
-        output = model(torch.tensor([ids], device=model.device), use_cache=False)
-    logits = output.logits[0, -1, :PROBE_LOGITS].float().cpu()
+        output = model(**reading(model, torch.tensor([ids], device=model.device)), use_cache=False)
+    # Those of an encoder that has no head for words are whatever it gives instead.
+    found = output.logits if "logits" in output else output[0]
+    logits = found.reshape(-1, found.shape[-1])[-1, :PROBE_LOGITS].float().cpu()
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError("the pruned model answers a fixed input with NaN or infinity: prune less, or in float32")
     return Probe(token_ids=ids, logits=logits.tolist())
@@ -89,12 +94,18 @@ def some(items: list[str], limit: int = 3) -> str:
 
 
 def reload(
-    folder: Path, probe: Probe | None, trust_remote_code: bool, places: dict[str, str | int] | None, offload: Path
+    folder: Path,
+    loader: str,
+    probe: Probe | None,
+    trust_remote_code: bool,
+    places: dict[str, str | int] | None,
+    offload: Path,
 ) -> str:
     """Load a folder in a fresh process with plain transformers and ask it what the model in memory was asked.
 
     Args:
         folder: The folder.
+        loader: Class of transformers that loads it.
         probe: The question and the answer.
         trust_remote_code: Let the folder's own modelling code run.
         places: ``device_map`` to load with; None for none.
@@ -109,7 +120,7 @@ def reload(
     if probe is None:
         raise CheckFailed("the report holds no probe to compare with: make one with make_probe before saving")
     request = json.dumps(
-        [str(folder.resolve()), probe.token_ids, len(probe.logits), trust_remote_code, places, str(offload)]
+        [str(folder.resolve()), loader, probe.token_ids, len(probe.logits), trust_remote_code, places, str(offload)]
     )
     environment = {
         **os.environ,

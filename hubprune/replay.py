@@ -15,8 +15,8 @@ module that registers hooks.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,58 +25,39 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from hubprune.architecture import Matrix, evaluation_mode
+from hubprune.architecture import Matrix
+from hubprune.engine import Engine, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.inputs import InputSink, InputWatcher
 from hubprune.recording import Batch, Call, Recorder, Seen, same
-from hubprune.weights import Weights, weights_of
+from hubprune.weights import Weights
 
 # float16 gradients of a mean loss underflow; a power of two is exact to multiply in and to divide out again.
 FLOAT16_SCALE = 2.0**12
 # Logits that exist at once at the head: 256 MiB in float32.
 MOST_LOGITS = 2**26
 
-# What flows into a matrix, and the gradient of the loss by it, each (tokens, d_in).
-Flow = tuple[torch.Tensor, torch.Tensor]
-GradientSink = Callable[[Matrix, torch.Tensor, Flow | None], None]
 
-
-class Replay:
-    """Runs the decoder blocks of a model one at a time. A context manager: inside, the model is in eval mode, frozen.
+class Replay(Engine):
+    """Runs the blocks of a model one at a time.
 
     Args:
-        model: A decoder language model.
-        dtype: Type that the arithmetic runs in; None for the model's own, or float32 for half precision on a CPU.
+        model: A decoder language model; an encoder, where no gradients are asked for.
+        dtype: See ``Engine``.
 
     Raises:
-        UnsupportedModelError: The model has no decoder blocks.
+        UnsupportedModelError: The model has no blocks.
     """
 
     def __init__(self, model: PreTrainedModel | Weights, dtype: torch.dtype | None = None) -> None:
-        self.weights = weights_of(model)
-        self.model = self.weights.model
-        self.prefix, self.blocks = self.weights.prefix, self.weights.blocks
-        on_cpu = self.weights.device(0).type == "cpu"
-        self.dtype = dtype or (torch.float32 if on_cpu and self.model.dtype.itemsize == 2 else self.model.dtype)
+        super().__init__(model, dtype)
         self._copies: dict[str, torch.Tensor] = {}
         self._head: dict[str, torch.Tensor] | None = None
         self._as_tuple: bool | None = None
         self._calls: dict[tuple[int, ...], list[Call]] = {}
-        self._restore: list[tuple[nn.Parameter, bool, torch.Tensor | None]] = []
-        self._mode = ExitStack()
 
-    def __enter__(self) -> Replay:
-        self._restore = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
-        self._mode.enter_context(evaluation_mode(self.model))
-        self.model.requires_grad_(False)
-        self.model.zero_grad(set_to_none=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, required, gradient in self._restore:
-            parameter.requires_grad_(required)
-            parameter.grad = gradient
-        self._mode.close()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._calls.clear()
 
     @contextmanager
@@ -210,8 +191,8 @@ class Replay:
             output = self._run(index, call, hidden)
         if not bool(torch.isfinite(output).all()):
             raise NumericalError(
-                f"activations must be finite, and {self.prefix}.{index} gives NaN or infinity on the calibration "
-                "text: load the model in bfloat16 or float32 (dtype=...)"
+                f"activations must be finite, and {self.weights.names[index]} gives NaN or infinity on the "
+                "calibration text: load the model in bfloat16 or float32 (dtype=...)"
             )
         return output
 
@@ -233,6 +214,21 @@ class Replay:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def next_logits(self, batch: Batch, boundary: torch.Tensor) -> torch.Tensor:
+        """What the head makes of the last boundary at its last position, ``(b, vocabulary)``.
+
+        Args:
+            batch: One batch.
+            boundary: Output of the last block, ``(b, T, d)``, where that block is.
+        """
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        with torch.no_grad(), self._recorders(answer=boundary):
+            return self._call(self.model, input_ids=batch.token_ids, use_cache=False, **keep).logits[:, -1]
+
+    def forget_calls(self) -> None:
+        """Let go of the arguments of blocks that sequences of one shape share."""
+        self._calls.clear()
 
     def loss_gradient(self, batch: Batch, boundary: torch.Tensor, answer: int = 0) -> tuple[float, torch.Tensor]:
         """Start the backward sweep: the gradient of the loss at the last boundary.
@@ -288,12 +284,9 @@ class Replay:
         """Factor of the gradients inside the backward sweep; taken out again before anybody sees them."""
         return FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
 
-    def values(self, matrix: Matrix) -> torch.Tensor:
-        """The weights of a matrix of the block that is held, ``(d_out, d_in)``, as they run."""
-        return matrix.part(self._parameter(matrix).detach())
-
-    def _parameter(self, matrix: Matrix) -> torch.Tensor:
-        inside = matrix.parameter_name.removeprefix(f"{self.prefix}.{matrix.block}.")
+    def running(self, matrix: Matrix) -> torch.Tensor:
+        """The parameter of a matrix of the block that is held, or the copy that runs in its place."""
+        inside = matrix.parameter_name.removeprefix(f"{self.weights.names[matrix.block]}.")
         return self._copies.get(inside, matrix.parameter)
 
     def backward(
@@ -321,7 +314,7 @@ class Replay:
         Returns:
             Gradient of the loss at the block's input, ``(b, T, d)``.
         """
-        parameters = {matrix.parameter_name: self._parameter(matrix) for matrix in matrices}
+        parameters = {matrix.parameter_name: self.running(matrix) for matrix in matrices}
         leaf = boundary.detach().requires_grad_(True)
         inputs: dict[str, torch.Tensor] = {}
         handles = [

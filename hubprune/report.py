@@ -1,8 +1,8 @@
 """The one record of a run. All that is shown to anybody (table, card, Space) is read from here, nothing computed.
 
 Fields are grouped by who fills them: the base model (``hub``), the corpora (``calibration``), the matrices and totals
-(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``). Saved as JSON beside
-the weights; a short summary goes into ``config.hubprune``.
+(``pruner``), perplexities (``evaluation``), the recovery (``recovery``), the stamp (``verify``), the user's own
+words. Saved as JSON beside the weights; a short summary goes into ``config.hubprune``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubprune.carddata import PrunedModelCardData
 from hubprune.errors import OutputError, UsageError
-from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, Probe, Totals, UnitFacts, Verification
+from hubprune.facts import (
+    BaseFacts,
+    CorpusFacts,
+    EnergyFacts,
+    MatrixFacts,
+    Perplexity,
+    Probe,
+    Totals,
+    UnitFacts,
+    Verification,
+)
 from hubprune.outcomes import Answer, Evaluation, RecoveryFacts, SizeFacts, SpeedFacts, TaskScore
 
 SCHEMA_VERSION = 1
@@ -52,9 +63,11 @@ class PruningReport:
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process, as the operating system reports it.
         peak_gpu_memory_bytes: Highest memory allocated on the GPU, None without one.
+        energy: Electricity of the pruning; None where codecarbon is not installed.
         hardware: Processor, cores, threads, GPU.
         versions: Versions of the libraries.
         warnings: What the user should know, in sentences.
+        model_card: What the user fills in or overrides in the model card.
         verification: The stamp, None before it was made.
         space: Space that shows the model beside its base; None without one.
         created: ISO date and time, UTC.
@@ -82,9 +95,11 @@ class PruningReport:
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     peak_gpu_memory_bytes: int | None = None
+    energy: EnergyFacts | None = None
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    model_card: PrunedModelCardData | None = None
     verification: Verification | None = None
     space: str | None = None
     created: str = ""
@@ -94,6 +109,12 @@ class PruningReport:
     def method(self) -> str:
         """Name of the method."""
         return str(self.config.get("method", ""))
+
+    @property
+    def result(self) -> str:
+        """What the rows of the model itself are called: ``recovered`` once it was trained, else ``pruned``."""
+        trained = self.recovery is not None or any(row.variant == "recovered" for row in self.evaluation)
+        return "recovered" if trained else "pruned"
 
     def perplexities(self) -> dict[str, dict[str, Perplexity]]:
         """Perplexities as ``{corpus: {variant: Perplexity}}``, in the order measured."""

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from hubprune import drawing, figures
-from hubprune.card import render_card, size
+from hubprune import drawing, evalresults, figures
+from hubprune.card import size
 from hubprune.errors import OutputError, UsageError
+from hubprune.page import write_page
 from hubprune.readme import own_parts, read_readme
 from hubprune.reloading import make_probe
 from hubprune.report import REPORT_NAME, PruningReport, write_text
@@ -34,6 +35,11 @@ TOKENIZER_FILES = frozenset(
     "vocab.txt merges.txt spiece.model sentencepiece.bpe.model chat_template.jinja chat_template.json".split()
 )
 OUR_FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", REPORT_NAME, README}
+# Folders that hold files of ours among those of the user.
+OUR_PARTS = {
+    figures.FOLDER: tuple(kind.file for kind in figures.FIGURES),
+    evalresults.FOLDER: tuple(Path(path).name for path in evalresults.PATHS),
+}
 SPARE_BYTES = 64 * 2**20  # tokenizer, report and card beside the weights
 
 
@@ -252,8 +258,7 @@ def _record(
     report.save(folder)
     if not drawing.has_matplotlib():
         logger.warning_once('The card has no figures: matplotlib draws them (pip install "hubprune[figures]").')
-    drawn = figures.write_figures(report, folder)
-    write_text(folder / README, render_card(report, repo_id, existing, figures=drawn))
+    write_page(report, folder, repo_id, existing)
 
 
 def _name_plain_class(model: PreTrainedModel, config_file: Path) -> None:
@@ -268,8 +273,8 @@ def _name_plain_class(model: PreTrainedModel, config_file: Path) -> None:
 
 def _keep_user_files(old: Path, staged: Path) -> None:
     for path in old.iterdir():
-        if path.name == figures.FOLDER and path.is_dir():
-            ours = shutil.ignore_patterns(*(kind.file for kind in figures.FIGURES))
+        if path.name in OUR_PARTS and path.is_dir():
+            ours = shutil.ignore_patterns(*OUR_PARTS[path.name])
             shutil.copytree(path, staged / path.name, ignore=ours, dirs_exist_ok=True)
             continue
         if path.name in OUR_FILES or WEIGHTS.fullmatch(path.name) or (staged / path.name).exists():

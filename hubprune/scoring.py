@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
 
 import torch
 
 from hubprune import ranks
 from hubprune.architecture import Matrix
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, Need
-from hubprune.replay import Flow, GradientSink, Replay
 from hubprune.sweeps import Sinks
-
-
-def _jaccard(left: torch.Tensor, right: torch.Tensor) -> float:
-    """What both masks mark, of what at least one of them does; 1 where neither marks anything."""
-    either = int((left | right).sum())
-    return round(int((left & right).sum()) / either, 4) if either else 1.0
 
 
 def _constant(values: torch.Tensor) -> bool:
@@ -38,15 +31,13 @@ class Scoring:
         evidence: What is known of the inputs of the block whose turn it is.
         unranked: Names of matrices whose weights nothing told apart.
         damping_of: Damping that the factorisation of a Hessian needed, by the name of the matrix.
-        overlap_of: Jaccard index of what two corpora alone would have removed, by the name of the matrix.
     """
 
-    def __init__(self, replay: Replay, criterion: Criterion, damping: float) -> None:
+    def __init__(self, replay: Engine, criterion: Criterion, damping: float) -> None:
         self.replay, self.criterion, self.damping = replay, criterion, damping
         self.evidence = Evidence(criterion, damping, ())
         self.unranked: list[str] = []
         self.damping_of: dict[str, float | None] = {}
-        self.overlap_of: dict[str, dict[str, float]] = {}
         self._summaries: dict[Matrix, torch.Tensor | None] = {}
         self._sums: dict[Matrix, torch.Tensor] = {}
 
@@ -81,14 +72,14 @@ class Scoring:
 
         return add
 
-    def score(self, matrix: Matrix, choose: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    def score(self, matrix: Matrix, alone: Callable[[str, torch.Tensor], None] | None = None) -> torch.Tensor:
         """Score a matrix, ``(d_out, d_in)``, by what was kept of it or else by the evidence of its block.
 
         A matrix whose weights nothing tells apart, an expert that no token was routed to, is ranked by magnitude.
 
         Args:
             matrix: The matrix.
-            choose: From scores to a keep mask; to find out how far the corpora agree.
+            alone: Shown what each corpus alone says of the weights, by its name; nothing where it cannot be told.
 
         Raises:
             NumericalError: The scores are not finite.
@@ -97,11 +88,6 @@ class Scoring:
         summary = self._summaries.pop(matrix) if matrix in self._summaries else self.evidence.summary(matrix)
         self.damping_of.setdefault(matrix.name, self.evidence.damping_of(matrix))
         weight = matrix.view().float()
-        if choose is not None:
-            gone = {name: ~choose(each) for name, each in self.criterion.alone(weight, summary, gradient)}
-            self.overlap_of[matrix.name] = {
-                f"{left}/{right}": _jaccard(gone[left], gone[right]) for left, right in combinations(gone, 2)
-            }
         scores = self.criterion.scores(weight, summary, gradient)
         if not bool(torch.isfinite(scores).all()):
             raise NumericalError(
@@ -110,6 +96,8 @@ class Scoring:
         blind = summary is not None and gradient is None and _constant(summary)
         if blind or _constant(scores):
             self.unranked.append(matrix.name)
-            self.overlap_of.pop(matrix.name, None)
             return weight.abs()
+        if alone is not None:
+            for name, each in self.criterion.alone(weight, summary, gradient):
+                alone(name, each)
         return scores

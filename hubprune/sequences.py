@@ -64,6 +64,8 @@ class SequenceReader:
         at_most: Whether fewer sequences than asked for will do.
         exclude: Documents with one of these keys are passed over.
         examples: Whether answers are kept apart; then documents without one are passed over.
+        pairs: Whether question and answer of an example become tokens apart, each with its own special tokens.
+        questions: Whether each document is a question whose answer is still to come.
         join: What goes between documents that are made one text before it becomes tokens; None to leave them apart.
     """
 
@@ -74,6 +76,8 @@ class SequenceReader:
     exclude: frozenset[str]
     examples: bool = False
     join: str | None = None
+    pairs: bool = False
+    questions: bool = False
 
     def take(self, found: Iterable[Document], count: int, what: str, bar: Any) -> Taken:
         """Read documents until they fill ``count`` sequences.
@@ -89,7 +93,7 @@ class SequenceReader:
             texts = [whole] if whole.text.strip() else []
         for document in texts:
             before = len(taken.sequences)
-            if not (self._add_example(taken, document) if self.examples else self._add(taken, document, count)):
+            if not self._adder(taken, document, count):
                 continue
             taken.documents += rows
             taken.keys.update(document.keys)
@@ -102,6 +106,46 @@ class SequenceReader:
             taken.add(len(taken.left))
         self._refuse_too_little(taken, count, what)
         return taken
+
+    def _adder(self, taken: Taken, document: Document, count: int) -> bool:
+        """Add a document as what it is; False where it gives nothing."""
+        if self.questions:
+            return self._add_question(taken, document)
+        if not self.examples:
+            return self._add(taken, document, count)
+        return self._add_pair(taken, document) if self.pairs else self._add_example(taken, document)
+
+    def _add_question(self, taken: Taken, document: Document) -> bool:
+        """Add a document as a question, whose answer would begin behind it; too long a one loses its beginning."""
+        ids = cut_question(self.tokenizer, document.text, self.length)
+        if not ids:
+            return False
+        taken.sequences.append(torch.tensor(ids))
+        taken.answers.append(len(ids))
+        taken.labels.append("")
+        return True
+
+    def _add_pair(self, taken: Taken, document: Document) -> bool:
+        """Add a question that an encoder reads and the answer that a decoder is asked for, up to the end token.
+
+        What is too long loses the beginning of its question. False as for ``_add_example``.
+        """
+        if document.answer is None:
+            return False
+        text = document.text[document.answer :].strip()
+        answer = list(self.tokenizer(text_target=text, verbose=False)["input_ids"]) if text else []
+        end = self.tokenizer.eos_token_id
+        answer += [end] if answer and end is not None and answer[-1] != end else []
+        if not answer:
+            return False
+        question = cut_question(self.tokenizer, document.text[: document.answer].rstrip(), self.length - len(answer))
+        if not question:
+            taken.passed_over += 1
+            return False
+        taken.sequences.append(torch.tensor(question + answer))
+        taken.answers.append(len(question))
+        taken.labels.append(document.label)
+        return True
 
     def _add(self, taken: Taken, document: Document, count: int) -> bool:
         """Add a document as text; False for one that is too short to stand alone."""
@@ -164,6 +208,25 @@ class SequenceReader:
         end = self.tokenizer.eos_token_id
         closed = self.packing and self.join is None and end is not None and ids[-1:] != [end]
         return (ids, sizes) if not closed else ([*ids, end], None if sizes is None else [*sizes, 0])
+
+
+def cut_question(tokenizer: Any, text: str, room: int) -> list[int]:
+    """Make token ids of a question; one that is too long loses its beginning, and keeps its special tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The question.
+        room: Tokens, at most.
+
+    Returns:
+        The token ids; empty where not even one of the text fits.
+    """
+    whole = list(tokenizer(text, verbose=False)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    front = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), 0)
+    behind = whole[front + len(bare) :]
+    left = min(len(bare), room - front - len(behind))
+    return whole[:front] + bare[len(bare) - left :] + behind if left > 0 else []
 
 
 def locate_answer(tokenizer: Any, text: str, answer: int) -> tuple[list[int], int, int]:

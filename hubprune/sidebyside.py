@@ -92,7 +92,8 @@ def evaluate(
         base: What to measure beside a single model: ``"auto"`` for the base that its record names, a model, a
             repository or folder, or None for nothing.
         beside: More models to measure, by name.
-        variant: What the rows of a single model are called; None for ``pruned``, or ``base`` where it has no record.
+        variant: What the rows of a single model are called; None for ``pruned`` or ``recovered``, as its record says,
+            or ``base`` where it has none.
         tokenizer: Tokenizer of a single model in memory.
         protocol: How perplexity is measured: a ``Protocol``, or the name of one: ``default``, ``papers`` (whole text,
             windows side by side) or ``harness`` (each document by itself, every token predicted).

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hubprune import environment
-from hubprune.architecture import max_length
+from hubprune.architecture import auto_class, max_length, reading
 from hubprune.errors import NumericalError
 from hubprune.outcomes import SizeFacts
 
@@ -158,15 +158,17 @@ def resident_bytes(folder: str | os.PathLike[str], *, dtype: str = "auto", trust
 
 def _main(folder: str, dtype: str, trusted: str) -> None:
     """Load, run once, and print the resident memory in bytes."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     environment.return_memory_at_once()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trusted == "1")
+    code = trusted == "1"
+    loader = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=code))
+    model: Any = loader.from_pretrained(folder, dtype=dtype, trust_remote_code=code)
     for parameter in model.parameters():  # touch what may only be mapped
         parameter.detach().count_nonzero()
     ids = torch.zeros((1, min(RUN_TOKENS, max_length(model.config) or RUN_TOKENS)), dtype=torch.long)
     with torch.no_grad():
-        model.eval()(input_ids=ids, use_cache=False)
+        model.eval()(**reading(model, ids), use_cache=False)
     print(json.dumps(environment.resident_memory()))
 
 

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from hubprune.answers import greedy
-from hubprune.architecture import evaluation_mode, max_length
+from hubprune.architecture import evaluation_mode, max_length, reading
 from hubprune.errors import ConfigError
 from hubprune.outcomes import SizeFacts, SpeedFacts
 
@@ -63,7 +63,7 @@ def measure_speed(
         for turn in bar:
             for name, model in list(models.items())[:: 1 if turn % 2 else -1]:
                 with evaluation_mode(model):
-                    read = prompt_tokens / _seconds(model, lambda: model(input_ids=ids.to(model.device)))  # noqa: B023
+                    read = prompt_tokens / _seconds(model, lambda: model(**reading(model, ids.to(model.device))))  # noqa: B023
                     written = new_tokens / _seconds(model, lambda: greedy(model, ids[:, :SHORT_PROMPT], new_tokens))  # noqa: B023
                 if turn >= WARM_ROUNDS:
                     reads[name].append(read)

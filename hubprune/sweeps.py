@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hubprune.activations import Activations, Kept, on_device
 from hubprune.architecture import Matrix
+from hubprune.calibration import Corpus
+from hubprune.engine import GradientSink
 from hubprune.inputs import InputSink
 from hubprune.recording import Batch
-from hubprune.replay import GradientSink, Replay
+from hubprune.replay import Replay
 
 Sinks = Sequence[InputSink]
 Finish = Callable[[int, Mapping[str, Kept]], None]
@@ -48,6 +51,11 @@ class Sweeps:
 
     def __init__(self, replay: Replay, by_block: Sequence[Sequence[Matrix]], activations: Activations) -> None:
         self.replay, self.by_block, self.activations = replay, by_block, activations
+        self.model: Any = replay.model
+
+    def read(self, corpus: Corpus, size: int, front: Sequence[torch.Tensor] = ()) -> Stream:
+        """Embed a corpus, at most ``size`` of its sequences at a time; otherwise as ``open``."""
+        return self.open(corpus.batches(size), front)
 
     def open(self, batches: Iterable[torch.Tensor], front: Sequence[torch.Tensor] = ()) -> Stream:
         """Embed sequences.
@@ -116,6 +124,27 @@ class Sweeps:
         with self.replay.inputs(index, self.by_block[index], sink) if sinks else nullcontext():
             for batch, hidden in zip(stream.batches, self._here(index, stream.front), strict=True):
                 yield self.replay.forward(index, batch.calls[index], hidden)
+
+    def next_logits(self, questions: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """What the model says comes next, one block at a time for all texts, each ``(vocabulary,)``.
+
+        Args:
+            questions: Token ids, each ``(T,)``.
+            answers: What stands behind each of them by now.
+        """
+        texts = (
+            torch.cat([ids, torch.tensor(behind, dtype=ids.dtype)])
+            for ids, behind in zip(questions, answers, strict=True)
+        )
+        stream = self.open(ids[None] for ids in texts)
+        self.forward({"text": stream}, range(len(self.by_block)), lambda _: {}, lambda _: None)
+        last = self._here(len(self.by_block) - 1, stream.front)
+        with self.replay.head():
+            found = [
+                self.replay.next_logits(batch, hidden)[0] for batch, hidden in zip(stream.batches, last, strict=True)
+            ]
+        self.replay.forget_calls()
+        return found
 
     def loss_gradients(self, stream: Stream, answers: Sequence[int] = ()) -> tuple[list[float], list[Kept]]:
         """Each sequence's loss and its gradient at the last boundary, where the stream is.

@@ -11,8 +11,8 @@ from hubprune import ranks
 from hubprune.architecture import Matrix
 from hubprune.attention import AttentionWatch
 from hubprune.calibration import Corpus
+from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.inputs import InputSink
-from hubprune.replay import Flow, GradientSink, Replay
 from hubprune.unit_criterion import Example, UnitCriterion, UnitView
 from hubprune.units import Group
 
@@ -31,7 +31,7 @@ class UnitEvidence:
         examples: The sequences that gradients are taken of, of all processes, by corpus.
     """
 
-    def __init__(self, replay: Replay, criterion: UnitCriterion, corpora: Mapping[str, Corpus]) -> None:
+    def __init__(self, replay: Engine, criterion: UnitCriterion, corpora: Mapping[str, Corpus]) -> None:
         self.replay, self.criterion = replay, criterion
         self.given = tuple(corpora)
         self.labels = {name: list(corpus.labels) for name, corpus in corpora.items()}
@@ -41,16 +41,19 @@ class UnitEvidence:
         criterion.prepare(whole)
         self.watch = AttentionWatch(replay.model.config) if criterion.reads_attention else None
         self.examples: dict[str, list[Example]] = {}
-        self.forget()
+        self._seen: dict[tuple[str, str], list[torch.Tensor]] = {}
+        self._flowed: dict[str, list[torch.Tensor]] = {}
+        self._views: dict[str, UnitView] = {}
 
     def _named(self, corpora: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in self.given if name in corpora or "all" in corpora)
 
-    def forget(self) -> None:
-        """Let go of what is known of a block."""
-        self._seen: dict[tuple[str, str], list[torch.Tensor]] = {}
-        self._flowed: dict[str, list[torch.Tensor]] = {}
-        self._views: dict[str, UnitView] = {}
+    def forget(self, groups: Sequence[Group]) -> None:
+        """Let go of what is known of the groups of a block."""
+        names = {group.name for group in groups}
+        self._seen = {key: rows for key, rows in self._seen.items() if key[0] not in names}
+        self._flowed = {name: rows for name, rows in self._flowed.items() if name not in names}
+        self._views = {name: view for name, view in self._views.items() if name not in names}
 
     def view(self, group: Group) -> UnitView:
         """What the criterion sees of a group of the block that is held."""

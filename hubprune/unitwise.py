@@ -8,6 +8,8 @@ the result (``final``) or holds the model (``removal.shrunk``).
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +21,11 @@ from hubprune.calibration import Corpus
 from hubprune.choosing import QUANTILES, Chooser, note_fields
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import Evidence, needs_of
 from hubprune.facts import MatrixFacts, UnitFacts, pack_removed
 from hubprune.removal import Cut
-from hubprune.replay import GradientSink, Replay
 from hubprune.scoring import Scoring
 from hubprune.stats import Hessian
 from hubprune.sweeps import Sinks
@@ -48,7 +50,7 @@ class Unitwise(Chooser):
 
     def __init__(
         self,
-        replay: Replay,
+        replay: Engine,
         config: PruningConfig,
         criterion: Criterion,
         groups: Sequence[Group],
@@ -65,6 +67,8 @@ class Unitwise(Chooser):
         self.by_block: list[list[Group]] = [[] for _ in replay.blocks]
         for group in groups:
             self.by_block[group.block].append(group)
+        self.whole_model = any(group.tied for group in groups)  # the same units go from several blocks
+        self.tied: dict[str, dict[Group, torch.Tensor]] = {}
         self.replay = replay
         self.scoring = Scoring(replay, criterion, config.damping)
         self.keep: dict[str, torch.Tensor] = {}
@@ -89,7 +93,7 @@ class Unitwise(Chooser):
         return self.matrices(index) if self.by_units is not None else ()
 
     def _needs(self, scores: bool) -> Any:
-        at_once = scores and self.gradients is None
+        at_once = scores and self.gradients is None and not self.whole_model
         wanted = scores and self.by_units is None
         return needs_of(self.criterion, scores=wanted, compensation=self.repairs and (at_once or not scores))
 
@@ -119,9 +123,11 @@ class Unitwise(Chooser):
         return sinks
 
     def seen(self, index: int) -> None:
-        """Keep what is needed until gradients are known."""
+        """Keep what is needed until gradients are known, or choose at once."""
         if self.units is None:
             self.scoring.summarise(self.matrices(index))
+        if self.gradients is None:
+            self.decide(index)
 
     def attribute(self, index: int, losses: Mapping[str, list[float]]) -> GradientSink:
         """Begin with the gradients of a block."""
@@ -137,11 +143,27 @@ class Unitwise(Chooser):
         """Choose in a block of the dense model."""
         for group in self.by_block[index]:
             self._choose(group)
+        if not self.whole_model:
+            self._write(index)
+        self._forget(index)
+
+    def decide_on_all(self) -> None:
+        """Choose units that go from several blocks, by the mean of their scores there, each over that of its block."""
+        for scored in self.tied.values():
+            total = torch.stack([scores / _size(scores) for scores in scored.values()]).mean(dim=0)
+            keep = masks.keep_block(total[None], self.removed[next(iter(scored)).name])[0]
+            for group, scores in scored.items():
+                self._note_choice(group, keep, scores, {})
+        self.tied.clear()
+        for index in range(len(self.by_block)):
+            self._write(index)
+
+    def _write(self, index: int) -> None:
+        """Mask what was chosen in a block, unless it is to be repaired first."""
         if not self.repairs:
             for group in self.by_block[index]:
                 self._mask(group)
             self._record(index)
-        self._forget()
 
     def prune(self, index: int) -> None:
         """Choose in a block, unless that is done; repair, and mask."""
@@ -155,23 +177,30 @@ class Unitwise(Chooser):
                 self._repair(group)
             self._mask(group)
         self._record(index)
-        self._forget()
+        self._forget(index)
 
-    def _forget(self) -> None:
+    def _forget(self, index: int) -> None:
         self.scoring.forget()
         if self.units is not None:
-            self.units.forget()
+            self.units.forget(self.by_block[index])
 
     def _choose(self, group: Group) -> None:
         """Score the units of a group and mark the lowest."""
         removed = self.removed[group.name]
         if self.units is None:
-            scores = self._summed(group)
+            scores, alone = self._summed(group)
             keep = masks.keep_block(scores[None], removed)[0]
-            explained: dict[str, Any] = {}
+            explained: dict[str, Any] = {
+                "overlap": masks.overlap(
+                    {name: masks.keep_block(each[None], removed)[0] for name, each in alone.items()}
+                )
+            }
         else:
             scores, keep, explained = self._choose_by_units(self.units, group, removed)
-        self._note_choice(group, keep.cpu(), scores.cpu(), explained)
+        if group.tied:
+            self.tied.setdefault(group.tied, {})[group] = scores.cpu()
+        else:
+            self._note_choice(group, keep.cpu(), scores.cpu(), explained)
 
     def _choose_by_units(
         self, known: UnitEvidence, group: Group, removed: int
@@ -189,16 +218,17 @@ class Unitwise(Chooser):
             keep = masks.keep_block(scores[None], removed)[0]
         return scores, keep.cpu(), known.criterion.explain(view, keep.cpu(), observed)
 
-    def _summed(self, group: Group) -> torch.Tensor:
-        """Scores of single weights, added up over each unit."""
-        total = torch.zeros(group.count)
+    def _summed(self, group: Group) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Scores of single weights, added up over each unit; and what each corpus alone says, by its name."""
+        total, alone = torch.zeros(group.count), defaultdict[str, torch.Tensor](lambda: torch.zeros(group.count))
         for matrix in group.matrices:
-            scores = self.scoring.score(matrix)
-            for each in group.slices:
-                if each.matrix is matrix:
-                    by_line = scores.sum(dim=1 - _axis(each)).cpu()
-                    total += by_line[each.index].sum(dim=1)
-        return total
+            over_units = functools.partial(_over_units, [each for each in group.slices if each.matrix is matrix])
+
+            def add(name: str, scores: torch.Tensor, over_units: Any = over_units) -> None:
+                alone[name] += over_units(scores)
+
+            total += over_units(self.scoring.score(matrix, add))
+        return total, alone
 
     def _note_choice(
         self, group: Group, keep: torch.Tensor, scores: torch.Tensor, explained: Mapping[str, Any]
@@ -333,10 +363,21 @@ class Unitwise(Chooser):
         return [self.matrix_facts[name] for name in ordered], [self.facts[group.name] for group in groups]
 
 
+def _over_units(slices: Sequence[Slice], scores: torch.Tensor) -> torch.Tensor:
+    """Scores of a matrix, added up over what belongs to each unit, ``(units,)``."""
+    lines = (scores.sum(dim=1 - _axis(each)).cpu()[each.index].sum(dim=1) for each in slices)
+    return torch.stack([*lines]).sum(dim=0)
+
+
 def _axis(part: Slice) -> int:
     """Axis of a part of a matrix as ``(d_out, d_in)``: 0 for rows, 1 for columns."""
     transposed = part.matrix is not None and part.matrix.transposed
     return 1 - part.axis if transposed else part.axis
+
+
+def _size(scores: torch.Tensor) -> torch.Tensor:
+    """The mean magnitude of scores, a scalar."""
+    return scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def _disagreements(rows: Sequence[UnitFacts]) -> list[str]:

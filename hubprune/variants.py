@@ -103,7 +103,8 @@ def find_variants(
         model: A model in memory, its repository or folder, or several by name.
         base: What stands beside a single model: ``"auto"`` for the base that its record names, a model, or None.
         beside: More models by name.
-        variant: Name of a single model; None for ``pruned``, or ``base`` where it has neither record nor base.
+        variant: Name of a single model; None for ``pruned`` or ``recovered``, or ``base`` where it has neither record
+            nor base.
         tokenizer: Tokenizer of a single model in memory.
         keywords: Keywords of ``from_pretrained``; ``revision`` is that of the single model.
 
@@ -133,7 +134,8 @@ def _with_base(one: Variant, base: Any, variant: str | None, keywords: Mapping[s
     """A single model, behind the one that it was made from."""
     auto = isinstance(base, str) and base == "auto"
     facts = one.report.base if one.report is not None and one.report.base.model_id else None
-    one.name = variant or (BASE if facts is None and (auto or base is None) else "pruned")
+    own = one.report.result if one.report is not None else "pruned"
+    one.name = variant or (BASE if facts is None and (auto or base is None) else own)
     if base is None or one.name == BASE or (auto and facts is None):
         return [one]
     if not auto:

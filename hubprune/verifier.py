@@ -124,7 +124,7 @@ def _check_config(saved: _Saved) -> str:
             "to see what a quantised model has kept, name the pruned one (--pruned, pruned=)"
         )
     names = saved.config.get("architectures") or []
-    own_code = saved.trust_remote_code and "AutoModelForCausalLM" in (saved.config.get("auto_map") or {})
+    own_code = saved.trust_remote_code and saved.report.base.loader in (saved.config.get("auto_map") or {})
     if not names or not (own_code or all(hasattr(transformers, name) for name in names)):
         raise CheckFailed(f"architectures must name a class of transformers {transformers.__version__}, got {names}")
     if saved.config.get("hubprune") != json.loads(json.dumps(saved.report.summary())):
@@ -239,7 +239,8 @@ def _check_reload(saved: _Saved) -> str:
     places = None  # as anybody would load it, unless it is too large for that here
     if sum(path.stat().st_size for path in saved.weight_files) > saved.room:
         places = blocks_on_disk(saved.opening.outline)
-    return reload(saved.folder, saved.report.probe, saved.trust_remote_code, places, saved.offload)
+    loader = saved.report.base.loader
+    return reload(saved.folder, loader, saved.report.probe, saved.trust_remote_code, places, saved.offload)
 
 
 def _check_exports(saved: _Saved) -> str | None:

@@ -19,7 +19,7 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import PreTrainedModel
 
-from hubprune.architecture import Matrix, find_blocks
+from hubprune.architecture import Matrix, stacks_of
 from hubprune.environment import return_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.units import Slice
@@ -33,18 +33,29 @@ class Weights:
 
     Attributes:
         model: The model.
-        prefix: Name of the list of its decoder blocks.
-        blocks: The decoder blocks.
+        blocks: Its blocks; those of an encoder-decoder one after the other.
+        names: The full name of each.
+        prefixes: Names of the lists that they lie in.
 
     Raises:
-        UnsupportedModelError: The model has no decoder blocks.
+        UnsupportedModelError: The model has no blocks.
     """
 
     streamed = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.prefix, self.blocks = find_blocks(model)
+        stacks = stacks_of(model)
+        # The list itself where there is one, as the engine puts recorders in it.
+        self.blocks = (
+            stacks[0][1] if len(stacks) == 1 else nn.ModuleList(block for _, each in stacks for block in each)
+        )
+        self.prefixes = tuple(prefix for prefix, _ in stacks)
+        self.names = [f"{prefix}.{index}" for prefix, blocks in stacks for index in range(len(blocks))]
+
+    def inside(self, name: str) -> bool:
+        """Whether a parameter lies in a block."""
+        return name.startswith(tuple(f"{prefix}." for prefix in self.prefixes))
 
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield each parameter's name and value, detached; tied ones once."""
@@ -53,8 +64,7 @@ class Weights:
 
     def outside(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield names and values of everything that is saved and lies outside the blocks."""
-        inside = f"{self.prefix}."
-        return ((name, value) for name, value in self.model.state_dict().items() if not name.startswith(inside))
+        return ((name, value) for name, value in self.model.state_dict().items() if not self.inside(name))
 
     @contextmanager
     def block(self, index: int, following: int | None = None) -> Iterator[nn.Module]:
@@ -95,7 +105,7 @@ class Weights:
         digests: dict[str, bytes] = {}
         for name, value in self.named():
             experts = touched.get(name, set())
-            place = _renumbered(name, self.prefix, layers)
+            place = _renumbered(name, self.prefixes[0], layers)
             if None in experts or place is None:
                 continue
             if experts:
@@ -141,9 +151,8 @@ class StreamedWeights(Weights):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self._source = _take_source(self.blocks, self.prefix)
-        inside = f"{self.prefix}."
-        away = [name for name, p in model.named_parameters() if p.is_meta and not name.startswith(inside)]
+        self._source = _take_source(self.blocks, self.prefixes[0])
+        away = [name for name, p in model.named_parameters() if p.is_meta and not self.inside(name)]
         if away:
             raise UnsupportedModelError(
                 f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
@@ -195,7 +204,7 @@ class StreamedWeights(Weights):
                 for value in found.values():
                     value.record_stream(stream)  # its memory is not used for another copy before this stream is done
                 return found
-        return {name: self._source[f"{self.prefix}.{index}.{name}"] for name in names}
+        return {name: self._source[f"{self.names[index]}.{name}"] for name in names}
 
     def _fetch(self, index: int) -> tuple[dict[str, torch.Tensor], Any]:
         """Copy a block to the GPU on a stream of its own; runs in the reader's thread."""
@@ -203,7 +212,7 @@ class StreamedWeights(Weights):
             self._stream = torch.cuda.Stream(self._device)
         with torch.cuda.stream(self._stream):
             found = {
-                name: self._source[f"{self.prefix}.{index}.{name}"].pin_memory().to(self._device, non_blocking=True)
+                name: self._source[f"{self.names[index]}.{name}"].pin_memory().to(self._device, non_blocking=True)
                 for name, parameter in self.blocks[index].named_parameters()
                 if parameter.is_meta
             }
@@ -229,16 +238,18 @@ def blocks_on_disk(model: nn.Module, device: str | int = "cpu") -> dict[str, str
         model: The model, on any device; its shapes are enough.
         device: Where everything else goes, and where blocks will run.
     """
-    prefix, blocks = find_blocks(model)
-    places: dict[str, str | int] = {f"{prefix}.{index}": "disk" for index in range(len(blocks))}
+    stacks = dict(stacks_of(model))
+    places: dict[str, str | int] = {
+        f"{prefix}.{index}": "disk" for prefix, blocks in stacks.items() for index in range(len(blocks))
+    }
 
     def walk(module: nn.Module, above: str) -> None:
         places.update((above + name, device) for name, _ in module.named_parameters(recurse=False))
         for name, child in module.named_children():
             full = above + name
-            if prefix.startswith(full + "."):
+            if any(prefix.startswith(full + ".") for prefix in stacks):
                 walk(child, full + ".")
-            elif full != prefix:
+            elif full not in stacks:
                 places[full] = device
 
     walk(model, "")

@@ -14,10 +14,10 @@ from hubprune.architecture import Matrix
 from hubprune.choosing import REPAIR, Chooser, note_fields
 from hubprune.config import PruningConfig
 from hubprune.criterion import Criterion
+from hubprune.engine import Engine, GradientSink
 from hubprune.errors import NumericalError
 from hubprune.evidence import needs_of
 from hubprune.facts import MatrixFacts, UnitFacts
-from hubprune.replay import GradientSink, Replay
 from hubprune.scoring import Scoring
 from hubprune.sparsity import NM, Structured, Unstructured
 from hubprune.sweeps import Sinks
@@ -34,7 +34,7 @@ class Weightwise(Chooser):
     """
 
     def __init__(
-        self, replay: Replay, config: PruningConfig, criterion: Criterion, matrices: Sequence[Matrix]
+        self, replay: Engine, config: PruningConfig, criterion: Criterion, matrices: Sequence[Matrix]
     ) -> None:
         super().__init__()
         self.config, self.criterion = config, criterion
@@ -47,6 +47,7 @@ class Weightwise(Chooser):
         self.by_block: list[list[Matrix]] = [[] for _ in replay.blocks]
         for matrix in matrices:
             self.by_block[matrix.block].append(matrix)
+        self.overlap: dict[str, dict[str, float]] = {}
         self.scoring = Scoring(replay, criterion, config.damping)
         self.scores: dict[Matrix, torch.Tensor] = {}
         self.keep: dict[Matrix, torch.Tensor] = {}
@@ -90,7 +91,9 @@ class Weightwise(Chooser):
         # Magnitudes say nothing beside the scores of other matrices: a matrix ranked by them gets its own share.
         pattern = Unstructured(self.pattern.sparsity) if self.whole_model else self.pattern
         choose = functools.partial(masks.keep_mask, pattern=pattern, block_size=self.config.block_size)
-        scores = self.scoring.score(matrix, choose)
+        alone: dict[str, torch.Tensor] = {}
+        scores = self.scoring.score(matrix, lambda name, each: alone.update({name: choose(each)}))
+        self.overlap[matrix.name] = masks.overlap(alone)
         if self.whole_model and matrix.name not in self.scoring.unranked:
             self.scores[matrix] = scores
             return
@@ -153,7 +156,7 @@ class Weightwise(Chooser):
 
     def _record(self, matrix: Matrix, keep: torch.Tensor) -> None:
         damping = self.scoring.damping_of.get(matrix.name)
-        overlap = self.scoring.overlap_of.get(matrix.name, {})
+        overlap = self.overlap.get(matrix.name, {})
         stored = matrix.stored()
         apply.copy(stored, ranks.copy_from_first(stored))
         view = matrix.view()
@@ -186,7 +189,7 @@ class Weightwise(Chooser):
     def note(self, index: int, stage: str) -> dict[str, Any]:
         """Rows of the report, and what else has to be known later."""
         names = [matrix.name for matrix in self.by_block[index]]
-        damping, overlap = self.scoring.damping_of, self.scoring.overlap_of
+        damping, overlap = self.scoring.damping_of, self.overlap
         return {
             "rows": [dataclasses.asdict(self.facts[name]) for name in names if name in self.facts],
             "unranked": [name for name in names if name in self.scoring.unranked and stage != REPAIR],
@@ -199,7 +202,7 @@ class Weightwise(Chooser):
         self.facts |= {row.name: row for row in note_fields(note, "rows", MatrixFacts)}
         self.scoring.unranked += note["unranked"]
         self.scoring.damping_of |= note["damping"]
-        self.scoring.overlap_of |= note["overlap"]
+        self.overlap |= note["overlap"]
 
     def rows(self) -> tuple[list[MatrixFacts], list[UnitFacts]]:
         """A row for each matrix."""

@@ -50,6 +50,9 @@ class Journal:
         """Notes about the blocks that a stage has finished, in the order in which they were."""
         return []
 
+    def begin_again(self) -> None:
+        """Forget which blocks are finished, for a run that cannot go on behind them."""
+
     def front(self, stage: str) -> dict[str, torch.Tensor]:
         """Activations or gradients at the boundary that a stage has reached, by the names given to ``finish``."""
         return {}
@@ -215,6 +218,12 @@ class WorkFolder(Journal):
     def notes(self, stage: str) -> list[Note]:
         """Notes about the blocks that a stage has finished, in the order in which they were."""
         return list(self._progress["stages"].get(stage, ()))
+
+    def begin_again(self) -> None:
+        """Forget which blocks are finished; their places in the files are written once more."""
+        self._progress["stages"] = {}
+        self._write_progress()
+        ranks.wait()
 
     def _front(self, stage: str, count: int) -> Path:
         return self.folder / f"front-{stage}-{count}-{ranks.rank()}.safetensors"

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubprune.card import card_metadata, render_card
+from hubprune.citations import PAPERS
 from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus
 from hubprune.errors import OutputError
 from hubprune.facts import BaseFacts, CorpusFacts, MatrixFacts, Perplexity, SourceFacts, Totals, Verification
+from hubprune.figures import FIGURES
 from hubprune.outcomes import Answer, LossPoint, RecoveryFacts, SizeFacts, SpeedFacts, TaskScore
-from hubprune.presets import ANSWERS, CORPORA, TEMPLATES
+from hubprune.presets import ANSWERS, CORPORA, METHODS, TEMPLATES
 from hubprune.readme import BEGIN, END, join_own, own_parts
 from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
@@ -106,8 +108,8 @@ def tables(card: str) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in ModelCard(card).text.splitlines():
-        if line.startswith("## "):
-            heading = line[3:]
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
         elif line.startswith("|") and not line.startswith("|---"):
             cells = [cell.strip().strip("`*") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
             found.setdefault(heading, []).append(cells)
@@ -147,7 +149,7 @@ def test_every_number_of_the_tables_is_the_reports(report: PruningReport) -> Non
                 name,
                 f"{base.perplexity:.2f} ± {base.stderr:.2f}",
                 f"{pruned.perplexity:.2f} ± {pruned.stderr:.2f}",
-                f"{pruned.perplexity / base.perplexity:.2f}",
+                f"{100 * base.perplexity / pruned.perplexity:.2f} %",
             ]
         )
     assert found["Results"][1:] == expected
@@ -202,9 +204,9 @@ def test_what_was_measured_later_is_shown_as_it_is(report: PruningReport) -> Non
     report.measured_on = {"processor": "another processor"}
     card = render_card(report, REPO)
     found = tables(card)
-    assert found["Results"][0] == ["text", "base", "pruned", "pruned / base", "recovered", "recovered / base"]
-    assert found["Results"][1][4:] == ["not measured", "-"]
-    assert found["Results"][2][4:] == ["18.25 ± 0.30", f"{18.25 / 20.5:.2f}"]
+    assert found["Results"][0] == ["text", "base", "pruned", "recovered", "recovery", "won back"]
+    assert found["Results"][1][3:] == ["not measured", "-", "-"]
+    assert found["Results"][2][3:] == ["18.25 ± 0.30", f"{100 * 20.5 / 18.25:.2f} %", "-"]  # it had cost nothing
     assert found["Tasks"][1:] == [
         ["pairs", "acc", "base", "0.8000 ± 0.0200", "-", "400", "0"],
         ["pairs", "acc", "recovered", "0.6000 ± 0.0300", "75.00 %", "400", "0"],
@@ -212,11 +214,14 @@ def test_what_was_measured_later_is_shown_as_it_is(report: PruningReport) -> Non
     sizes, speeds = found["Size and speed"][:3], found["Size and speed"][3:]
     assert sizes[1] == ["base", "1,000", "990", "2.0 KiB", "4.0 KiB", "2.9 KiB", "2.4 KiB", "256.0 MiB"]
     assert sizes[2] == ["recovered", "700", "690", "1.4 KiB", *["not measured"] * 4]
+    for row in report.sizes:
+        row.transfer_bytes = row.zstd_bytes = None
+    assert tables(render_card(report))["Size and speed"][0][4:] == ["weight files", "memory of a process"]
     assert speeds[1] == ["base", "900.50 (800.00 to 950.00)", "50.25 (49.00 to 51.00)"]
     for said in (
         "Medians (lowest to highest) of 7 warm rounds",
         "`another processor`, 1 thread.",
-        "recovered, after `` Once `upon` ``, **repeats itself**:\n\n```text\na time\n# not a heading\n```",
+        "After `` Once `upon` ``:\n\nrecovered, **repeats itself**:\n\n```text\na time\n# not a heading\n```",
         "Bits per byte: pruned 1.2500",
         "of these, only what the tasks above ask was tested",
     ):
@@ -281,7 +286,7 @@ def test_the_recipe_repeats_the_run(report: PruningReport) -> None:
 
 
 def test_the_command_says_the_same(report: PruningReport) -> None:
-    command = re.search(r"```bash\n(.*?)\n```", render_card(report, REPO))[1]
+    command = re.search(r"command line:\n\n```bash\n(.*?)\n```", render_card(report, REPO))[1]
     assert command.startswith(
         f"hubprune prune org/base --revision {'a' * 40} --method d-pruner --sparsity 0.5 --general "
     )
@@ -330,7 +335,7 @@ def test_filters_and_answers_are_told(report: PruningReport) -> None:
     )
     task = parse_corpus(called_with(python_block(text, "How it was made"))[1]["task"]).sources
     assert task[0].filters == (("lang", "de"), ("kind", "a|b"))
-    assert "?lang=de&kind=a|b'" in re.search(r"```bash\n(.*?)\n```", text)[1]
+    assert "?lang=de&kind=a|b'" in re.search(r"command line:\n\n```bash\n(.*?)\n```", text)[1]
     result = ModelCard(text).data.eval_results[1]
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == (
         "qiaojin/PubMedQA",
@@ -406,12 +411,18 @@ def test_hostile_strings_break_nothing(report: PruningReport, hostile: str) -> N
     inner = [child for token in tokens for child in token.children or ()]
     assert not [t for t in inner if t.type in ("html_inline", "image")]
     blocks = [t.content.strip() for t in tokens if t.type == "html_block"]
-    assert all(re.fullmatch(r"<!-- hubprune:[^<>]*-->(\n<!-- hubprune:[^<>]*-->)*", block) for block in blocks)
+    ours = (
+        r"<!-- hubprune:[^<>]*-->(\n<!-- hubprune:[^<>]*-->)*|<details>\n<summary>[a-zA-Z ,.-]+</summary>|</details>"
+    )
+    assert all(re.fullmatch(ours, block) for block in blocks)
+    assert blocks.count("</details>") == sum(block.startswith("<details>") for block in blocks)
     heads = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     assert heads[1:] == [
+        "At a glance",
         "Use",
         "Results",
         "Size and speed",
+        "What was removed, and where",
         "Sparsity by matrix",
         "How it was made",
         "Calibration text",
@@ -524,8 +535,9 @@ def test_a_recovered_model_is_shown_beside_the_pruned_and_the_base(report: Pruni
     )
     card = render_card(report, "me/recovered")
     shown = tables(card)
-    assert shown["Results"][0] == ["text", "base", "pruned", "pruned / base", "recovered", "recovered / base"]
-    assert shown["Results"][1] == ["general", "12.34 ± 0.21", "30.85 ± 0.52", "2.50", "15.50 ± 0.30", "1.26"]
+    won = f"{100 * (30.85 - 15.5) / (30.85 - 12.34):.2f} %"
+    assert shown["Results"][0] == ["text", "base", "pruned", "recovered", "recovery", "won back"]
+    assert shown["Results"][1] == ["general", "12.34 ± 0.21", "30.85 ± 0.52", "15.50 ± 0.30", "79.61 %", won]
     assert ["20", "3.5", "3.75"] in shown["Recovery"]
     assert ["adapter", "shira"] in shown["Recovery"]
     assert "rises from 12.34 to 15.50 (1.26 times the base's; 30.85 after pruning alone)" in card
@@ -549,4 +561,42 @@ def test_a_reconstruction_shows_the_error_of_each_block(report: PruningReport) -
     assert ["0", "0.5", "0.125"] in tables(card)["Recovery"]
     assert ["1", "nothing to fit", ""] in tables(card)["Recovery"]
     assert "recovered by layer-wise reconstruction" in card
-    assert tables(card)["Results"][0] == ["text", "base", "pruned", "pruned / base"]
+    assert tables(card)["Results"][0] == ["text", "base", "pruned"]  # it was not measured after the recovery
+
+
+def test_figures_of_the_training_stand_with_it(report: PruningReport) -> None:
+    report.recovery = RecoveryFacts(config={"method": "adapter"}, curve=[LossPoint(1, 2.0, 3.0)], steps=1)
+    card = render_card(report, REPO, figures=FIGURES)
+    order = [
+        card.index(word) for word in ("## What was removed", "figures/sparsity.png", "## Recovery", "figures/loss.png")
+    ]
+    assert order == sorted(order)
+
+
+def test_a_recovered_model_that_was_measured_on_new_text_shows_it_beside_the_base(report: PruningReport) -> None:
+    report.recovery = RecoveryFacts(config={"method": "adapter"}, steps=3)
+    report.evaluation = [perplexity("base", "law", 10.0, 0.1, ""), perplexity("recovered", "law", 12.5, 0.1, "")]
+    card = render_card(report, REPO)
+    assert "On law text the perplexity rises from 10.00 to 12.50 (1.25 times the base's)." in card
+    assert tables(card)["Results"][:2] == [
+        ["text", "base", "recovered", "recovery"],
+        ["law", "10.00 ± 0.10", "12.50 ± 0.10", "80.00 %"],
+    ]
+    assert [row.metric_value for row in ModelCard(card).data.eval_results] == [12.5]
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.arxiv or name in PAPERS])
+def test_every_method_with_a_paper_is_cited(report: PruningReport, method: str) -> None:
+    report.config["method"] = method
+    cited = re.search(r"The method:\n\n```bibtex\n(@.*?)\n```", render_card(report, REPO), re.DOTALL)
+    assert cited is not None
+    assert METHODS[method].arxiv in cited[1]
+    assert cited[1].count("{") == cited[1].count("}")
+
+
+def test_nothing_in_a_card_is_empty(report: PruningReport) -> None:
+    for card in (render_card(report, REPO), render_card(PruningReport(config={"method": "magnitude"}))):
+        text = ModelCard(card).text
+        assert not re.search(r"\n#+ [^\n]*\n+(?=#)(?!### )", text), "a heading with nothing below it"
+        assert "not recorded" not in text
+        assert "None" not in re.sub(r"None (were measured|: the method)|None: the method", "", text)

@@ -31,7 +31,7 @@ from hubprune.errors import AccessError, NotFoundError
 from hubprune.facts import Verification
 from hubprune.fields import ALIASES
 from hubprune.presets import METHODS
-from hubprune.recipe import cli_recipe
+from hubprune.recipe import cli_recipe, yaml_recipe
 from hubprune.report import REPORT_NAME, PruningReport
 from hubprune.verifier import CHECKS
 from tests.localhub_helpers import run_command
@@ -347,6 +347,33 @@ def test_command_in_the_card_is_read_as_the_run_it_came_from(push: str | None, b
 
 
 # The file of a run
+
+
+@pytest.mark.parametrize(("push", "plain"), [(None, True), ("me/x", True), ("me/x", False)])
+def test_file_in_the_card_is_read_as_the_run_it_came_from(tmp_path: Path, push: str | None, plain: bool) -> None:
+    report = prune_by_hand(tiny_model(), "org/base", "d-pruner")
+    config = hubprune.PruningConfig("d-pruner", pattern="2:4")
+    if not plain:
+        config = hubprune.PruningConfig(
+            "d-pruner", sparsity=0.6, targets=("q_proj", "re:.*v"), damping=0.05, seed=3, options={"form": "paper"}
+        )
+        report.corpora[1].packing = False
+        source = report.corpora[1].sources[0]
+        source.template, source.answer, source.filters, source.weight = "{a}: {b}", "{b}", [("lang", "de")], 2.0
+    report.config = config.to_dict()
+    request = read("--config", write(tmp_path, yaml_recipe(report, push) or ""))
+    assert request.config == config
+    assert (request.base, request.revision, request.push) == ("org/base", report.base.commit, push)
+    assert (request.out, request.loading["dtype"]) == (None if push else Path("pruned-model"), report.base.dtype)
+    for facts in report.corpora:
+        read_again, source = request.corpora[facts.name], facts.sources[0]
+        assert (read_again.num_samples, read_again.sequence_length, read_again.seed) == (12, 64, facts.seed)
+        assert read_again.packing == (None if facts.packing else False)
+        (found,) = read_again.sources
+        assert (found.dataset, found.revision, found.weight) == (source.dataset, source.commit, source.weight)
+        assert (found.template, found.answer, found.filters) == (source.template, source.answer, tuple(source.filters))
+    report.corpora[0].sources = []
+    assert yaml_recipe(report, push) is None
 
 
 def write(folder: Path, text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hubprune.card import render_card
 from hubprune.cli.folder import rewrite_card
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import MatrixFacts, UnitFacts, pack_removed
+from hubprune.outcomes import LossPoint, RecoveryFacts
 from hubprune.report import PruningReport
 from hubprune.saving import save
 from tests.pruned import prune_by_hand, tiny_model
@@ -114,25 +116,40 @@ def test_stand_ins_are_counted_into_a_histogram() -> None:
     assert axes.get_title(loc="left") == "What 4 removed neurons share with their stand-ins"
 
 
-def test_loss_curve_joins_what_was_measured(tmp_path: Path) -> None:
-    figure = figures.loss_curve([(0, 3.0, 3.5), (10, 2.5, None), (20, 2.0, 2.75)])
-    assert figure is not None
-    training, held = figure.axes[0].lines
-    assert training.get_xydata().tolist() == [[0, 3.0], [10, 2.5], [20, 2.0]]
+def recovered(method: str, points: list[LossPoint], kept: int = 0) -> PruningReport:
+    return PruningReport(recovery=RecoveryFacts(config={"method": method}, curve=points, kept_step=kept))
+
+
+def test_the_loss_curve_joins_what_was_measured_and_marks_the_step_that_was_kept() -> None:
+    points = [LossPoint(0, None, 3.5), LossPoint(10, 2.5), LossPoint(20, 2.0, 2.75)]
+    (axes,) = drawn(figures.loss_curve, recovered("adapter", points, kept=20)).axes
+    training, held, kept = axes.lines
+    assert training.get_xydata().tolist() == [[10, 2.5], [20, 2.0]]
     assert held.get_xydata().tolist() == [[0, 3.5], [20, 2.75]]
-    assert figures.loss_curve([]) is None
-    never = figures.loss_curve([(0, 3.0, None), (1, 2.0, None)])
-    assert never is not None
-    assert len(never.axes[0].lines) == 1
-    with Image.open(drawing.save(figure, tmp_path / "loss.png")) as image:
-        assert (image.format, image.mode) == ("PNG", "RGBA")
+    assert (kept.get_xdata(), kept.get_label()) == ([20, 20], "kept: step 20")
+    assert drawn(figures.loss_curve, recovered("adapter", [])) is None
+    assert drawn(figures.loss_curve, PruningReport()) is None
+
+
+def test_block_errors_stand_side_by_side_where_there_was_something_to_fit() -> None:
+    points = [LossPoint(0, 0.5, 0.125), LossPoint(1), LossPoint(2, 0.25, 0.0625)]
+    (axes,) = drawn(figures.block_errors, recovered("reconstruct", points)).axes
+    assert [bar.get_height() for bar in axes.patches] == [50, 25, 12.5, 6.25]
+    assert labels(axes)[1] == ["0", "2"]
+    assert drawn(figures.loss_curve, recovered("reconstruct", points)) is None
+    assert drawn(figures.block_errors, recovered("adapter", points)) is None
+    assert drawn(figures.block_errors, recovered("reconstruct", [LossPoint(0)])) is None
 
 
 def test_every_figure_is_a_png_without_a_background_and_the_same_each_time(tmp_path: Path) -> None:
+    trained, fitted = (recovered(method, [LossPoint(1, 0.5, 0.25)]) for method in ("adapter", "reconstruct"))
+    whole = dataclasses.replace(report(), recovery=trained.recovery)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        assert figures.write_figures(report(), tmp_path / name) == list(figures.FIGURES)
-    for kind in figures.FIGURES:
+        drawn_now = figures.write_figures(whole, tmp_path / name)
+    (other,) = figures.write_figures(fitted, tmp_path)
+    assert {*drawn_now, other} == {*figures.FIGURES}
+    for kind in drawn_now:
         path = tmp_path / "a" / kind.path
         assert path.read_bytes() == (tmp_path / "b" / kind.path).read_bytes()
         assert path.stat().st_mode & 0o777 == 0o644
@@ -199,10 +216,12 @@ def test_a_card_shows_the_figures_that_are_there(tmp_path: Path) -> None:
     folder = save(model, tmp_path / "out", report=prune_by_hand(model))
     text = (folder / "README.md").read_text()
     assert "![Sparsity by layer and type of matrix](figures/sparsity.png)" in text
-    assert text.index("## Results") < text.index("figures/sparsity.png") < text.index("## Size and speed")
+    assert text.index("## What was removed") < text.index("figures/sparsity.png") < text.index("## How it was made")
     assert (folder / "figures" / "sparsity.png").is_file()
     assert [kind.path for kind in figures.FIGURES if kind.path in text] == ["figures/sparsity.png"]
-    everything = render_card(PruningReport.load(folder), figures=figures.FIGURES)
+    report = PruningReport.load(folder)
+    report.recovery = RecoveryFacts(config={"method": "adapter"})
+    everything = render_card(report, figures=figures.FIGURES)
     assert all(f"]({kind.path})\n\n*{kind.caption}*" in everything for kind in figures.FIGURES)
 
 

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "hubprune"
 # The reading order: a module imports only from those above it.
 ORDER = (
     "errors resources ranks environment sparsity fields presets corpora config recovery_config facts outcomes "
-    "report exportrecord huberrors hub jobs filling sources tokens architecture units removal weights activations "
-    "shards work sequences calibration inputs recording replay stats criterion unit_criterion criteria attention "
-    "evidence masks allocation apply zeros sweeps scoring choosing weightwise unit_evidence unitwise loop layers "
-    "pruner evaluation opening quantized reloading verifier readme recipe drawing figures similarity card uploads "
+    "energy carddata report exportrecord huberrors hub jobs filling sources tokens architecture units removal "
+    "weights activations shards work sequences calibration inputs recording engine replay stats criterion "
+    "unit_criterion criteria attention evidence masks allocation apply zeros sweeps scoring choosing weightwise "
+    "unit_evidence unitwise whole labelling loop layers pruner evaluation opening quantized reloading verifier "
+    "readme recipe usage citations drawing figures similarity metadata card evalresults page uploads prompts "
     "space saving space_publisher publisher comparison flow footprint probe estimate runs adapters training "
     "teacher reconstruct recovery_text recovery_plan recovery recoverer protocol calibrated variants measured "
     "harness answers sizes speed sidebyside modeling quantizer tracing session rounding graphcheck exporthub "
@@ -29,11 +30,12 @@ BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__m
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
-    "errors resources sparsity fields presets corpora config recovery_config facts outcomes report exportrecord "
-    "huberrors hub jobs filling sources readme recipe drawing figures similarity card uploads space".split()
+    "errors resources sparsity fields presets corpora config recovery_config facts outcomes energy carddata report "
+    "exportrecord huberrors hub jobs filling sources readme recipe usage citations drawing figures similarity "
+    "metadata card evalresults page uploads prompts space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
-REGISTERS_HOOKS = {"replay"}
+REGISTERS_HOOKS = {"replay", "whole"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own,
 # and a masked adapter forms its sum and its gradient in some.
 WRITES_WEIGHTS = {"apply"}
@@ -95,7 +97,7 @@ def test_light_modules_import_neither_torch_nor_transformers(path: Path) -> None
 
 
 @each_file
-def test_only_replay_registers_hooks_and_only_apply_writes_weights(path: Path) -> None:
+def test_only_the_engines_register_hooks_and_only_apply_writes_weights(path: Path) -> None:
     module = module_of(path)
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -7,6 +7,7 @@ import torch
 
 from hubprune import PruningConfig, PruningReport, prune
 from hubprune.architecture import find_matrices
+from hubprune.facts import UnitFacts
 from tests.pruned import VOCABULARY, tiny_model
 
 CORPORA = {
@@ -46,3 +47,16 @@ def test_overlap_is_kept_until_the_weights_are_written(more: dict[str, object]) 
 def test_where_corpora_are_not_weighed_against_each_other_nothing_is_told(options: dict[str, object]) -> None:
     report, _ = run(sparsity=0.4, options=options)
     assert [row.overlap for row in report.matrices if row.overlap] == []
+
+
+def test_overlap_of_units_is_that_of_the_choices_which_each_corpus_alone_gives() -> None:
+    def units(**settings: object) -> list[UnitFacts]:
+        return run(unit="ffn_neuron", sparsity=0.4, application="zero", **settings)[0].units
+
+    together = units()
+    alone = [units(options={"terms": terms}) for terms in ("no-domain", "no-general")]
+    assert all(row.overlap.keys() == {"general/domain"} for row in together)
+    general, domain = (set(rows[0].removed_indices) for rows in alone)
+    assert together[0].overlap["general/domain"] == pytest.approx(
+        len(general & domain) / len(general | domain), abs=1e-4
+    )

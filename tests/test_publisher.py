@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hubprune import publisher as publishing
 from hubprune import saving
+from hubprune.carddata import PrunedModelCardData
 from hubprune.errors import AccessError, OutputError, UsageError, VerificationError
 from hubprune.publisher import UploadPlan, publish, publish_folder
 from hubprune.report import REPORT_NAME, PruningReport
@@ -249,18 +250,21 @@ def test_pushing_again_replaces_what_is_ours_and_keeps_the_rest(
     old = api.list_repo_files(repo_id)
     assert sum(name.startswith("model-") for name in old) > 1
     readme = Path(api.hf_hub_download(repo_id, "README.md")).read_text()
-    earlier = {"figures/overlap.png": "of a run that is replaced"}
+    replaced = "of a run that is replaced"
+    earlier = {"figures/overlap.png": replaced, ".eval_results/gsm8k-hubprune.yaml": f"- {replaced}"}
     theirs = {".eval_results/exam.yaml": "exam", "figure.txt": "a figure", "README.md": f"{readme}\n## My own words\n"}
     for name, text in {**theirs, **earlier}.items():
         api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id=repo_id)
 
     commits = len(api.list_repo_commits(repo_id))
-    publish(model, repo_id, tokenizer=tiny_tokenizer(), report=report, api=api)
+    words = PrunedModelCardData(title="Said at the push")
+    publish(model, repo_id, tokenizer=tiny_tokenizer(), report=report, model_card=words, api=api)
     assert len(api.list_repo_commits(repo_id)) == commits + 1
     files = set(api.list_repo_files(repo_id))
     assert files == MODEL_FILES | {"tokenizer.json", "tokenizer_config.json", ".gitattributes"} | set(theirs)
     readme = Path(api.hf_hub_download(repo_id, "README.md")).read_text()
     assert readme.count("## My own words") == 1
+    assert "# Said at the push\n" in readme
 
 
 def test_words_in_the_folders_readme_are_pushed_and_those_in_the_repository_stay(

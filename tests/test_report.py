@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hubprune.carddata import PrunedModelCardData
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import (
     BaseFacts,
     CorpusFacts,
+    EnergyFacts,
     MatrixFacts,
     Perplexity,
     Probe,
@@ -42,11 +44,14 @@ def full_report() -> PruningReport:
         answer="{label}",
     )
     corpus = CorpusFacts(
-        "domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " "
+        "domain", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["première ligne\n"], 8, 3, 1, " ", 6, 2
     )
     return PruningReport(
         base=BaseFacts(
-            "org/base", "v1", "a" * 40, "llama", "LlamaForCausalLM", "bfloat16", True, True, {"license": "mit"}
+            *("org/base", "v1", "a" * 40, "t5", "T5ForConditionalGeneration", "bfloat16", True, True),
+            card={"license": "mit"},
+            loader="AutoModelForSeq2SeqLM",
+            context_length=4096,
         ),
         config={"method": "wanda", "options": {"x": 1.5}},
         pattern="2:4",
@@ -86,7 +91,9 @@ def full_report() -> PruningReport:
         recovery=RecoveryFacts(
             config={"adapter": "lora"},
             corpora=[
-                CorpusFacts("general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"], 8, 3, 1, " ")
+                CorpusFacts(
+                    "general", [source], 8, 64, 512, False, 3, "e" * 64, "f" * 64, ["a line"], 8, 3, 1, " ", 6, 2
+                )
             ],
             trained=7,
             held_out=1,
@@ -102,6 +109,7 @@ def full_report() -> PruningReport:
             groups_kept=384,
             timings={"train": 2.5},
             peak_memory_bytes=2**29,
+            energy=EnergyFacts(0.5, 0.25, "DEU"),
             versions={"peft": "0.21.2"},
             created="2026-01-02T04:04:05+00:00",
         ),
@@ -110,7 +118,17 @@ def full_report() -> PruningReport:
         peak_gpu_memory_bytes=2**31,
         hardware={"cores": 2, "gpu": None},
         versions={"hubprune": "0.1.0"},
+        energy=EnergyFacts(0.125, 0.0625, "DEU"),
         warnings=["a word"],
+        model_card=PrunedModelCardData(
+            *"title description intended prompt people contact citation".split(),
+            ["a limit"],
+            *"mit name link tag".split(),
+            ["de"],
+            ["tag"],
+            ["org/set"],
+            {"thumbnail": "x"},
+        ),
         verification=Verification({"finite": "all"}, True, "5.23.0"),
         created="2026-01-02T03:04:05+00:00",
     )

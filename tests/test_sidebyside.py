@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hubprune.card import render_card
 from hubprune.corpora import CorpusConfig
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import AccessError, ConfigError, CorpusError, UnsupportedModelError, UsageError
+from hubprune.facts import BaseFacts
+from hubprune.outcomes import RecoveryFacts
 from hubprune.report import PruningReport
 from tests.pruned import tiny_model
 
@@ -74,6 +77,9 @@ def test_any_models_in_memory_or_by_name(pruned: Path) -> None:
     assert single == [several[1]]
     with_base = hubprune.evaluate(str(pruned), text, base=base, variant="x", beside={"y": base}, **FEW).perplexities
     assert [row.variant for row in with_base] == ["base", "x", "y"]
+    base.hubprune_report = PruningReport(BaseFacts(MODEL_ID), recovery=RecoveryFacts(config={"method": "adapter"}))
+    (recovered,) = hubprune.evaluate(base, text, base=None, **FEW).perplexities
+    assert recovered == dataclasses.replace(alone, variant="recovered")
 
 
 def test_a_model_takes_its_result_over_into_its_record(pruned: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hubprune.carddata import PrunedModelCardData
 from hubprune.cli import tables
 from hubprune.cli.options import (
     RESULT_PANEL,
@@ -19,6 +20,7 @@ from hubprune.cli.options import (
     TokenOption,
     TrustOption,
 )
+from hubprune.errors import ConfigError
 
 
 def push(
@@ -80,17 +82,47 @@ def card(
     repo_id: Annotated[
         str | None, typer.Option(metavar="REPO", help="Repository that the card is for. Without it: the folder.")
     ] = None,
+    model_card: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file that fills in or overrides fields: title, description, intended_use, prompt, "
+            "developed_by, contact, citation, limitations, license, language, tags, ... The report keeps them.",
+        ),
+    ] = None,
 ) -> None:
     """Write README and figures of a pruned model's folder anew from its report; what you wrote in it stays."""
-    print(rewrite_card(folder, repo_id))
+    print(rewrite_card(folder, repo_id, None if model_card is None else _card_data(model_card)))
 
 
-def rewrite_card(folder: Path, repo_id: str | None) -> Path:
+def _card_data(path: Path) -> PrunedModelCardData:
+    """Read what a user fills in.
+
+    Raises:
+        ConfigError: The file cannot be read, is no mapping, or breaks a rule.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror}): give a YAML file with fields of the card"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML ({error}): mend it") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} must hold a mapping from fields of the card to values, such as 'title: My model'")
+    return PrunedModelCardData.of(found)
+
+
+def rewrite_card(folder: Path, repo_id: str | None, model_card: PrunedModelCardData | None = None) -> Path:
     """Write the README of a pruned model's folder anew.
 
     Args:
         folder: The folder.
         repo_id: Repository that the card is for; None for the folder.
+        model_card: What fills in fields; None for what the report has.
 
     Returns:
         Path of the README.
@@ -99,14 +131,12 @@ def rewrite_card(folder: Path, repo_id: str | None) -> Path:
         UsageError: The folder holds no report.
         OutputError: The README cannot be read or written.
     """
-    from hubprune.card import render_card
-    from hubprune.drawing import has_matplotlib
-    from hubprune.figures import figures_in, write_figures
-    from hubprune.hub import README
+    from hubprune.page import write_page
     from hubprune.readme import read_readme
-    from hubprune.report import PruningReport, write_text
+    from hubprune.report import PruningReport
 
     report = PruningReport.load(folder)
-    figures = write_figures(report, folder) if has_matplotlib() else figures_in(folder)
-    text = render_card(report, repo_id, read_readme(folder), figures=figures)
-    return write_text(folder / README, text)
+    if model_card is not None:
+        report.model_card = model_card
+        report.save(folder)
+    return write_page(report, folder, repo_id, read_readme(folder))

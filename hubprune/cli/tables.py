@@ -95,10 +95,13 @@ def forecast(plan: Plan, outline: Outline, found: Estimate, threads: int) -> Tab
         threads: Threads that torch uses.
     """
     machine = f"this machine ({threads} thread{'s' if threads > 1 else ''})"
-    time = ("time", f"about {_duration(found.seconds or 0.0)} on {machine}, without download and evaluation")
+    taken, how = "not estimated: no one block stands for both stacks of an encoder-decoder", "estimated"
+    if found.seconds is not None:
+        taken = f"about {_duration(found.seconds)} on {machine}, without download and evaluation"
+        how = "estimated; one random block was pruned"
     return facts_table(
-        [*_run(plan, outline), *_needs_of(found), time, *_warnings(plan.warnings)],
-        "What the run would take (estimated; one random block was pruned)",
+        [*_run(plan, outline), *_needs_of(found), ("time", taken), *_warnings(plan.warnings)],
+        f"What the run would take ({how})",
     )
 
 

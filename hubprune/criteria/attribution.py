@@ -20,9 +20,10 @@ class Attribution(UnitCriterion):
         variant: ``abs`` adds up absolute contributions of tokens (of examples in fused experts), ``signed`` is the
             paper's sum, in which contributions for and against the answer cancel.
         target: ``logprob``, every example counts alike; ``prob``, weighted by the probability of its answer.
-        labels: ``given``, or ``pseudo`` for the model's own answers.
+        labels: ``given``, or ``pseudo`` for the model's own answers, each weighted by its probability.
         per_label: ``yes``: a unit counts as much as for the label that it matters most for.
         confidence: Pseudo-labels that the model gives less probability are dropped.
+        answer_tokens: Tokens of a pseudo-label, at most.
     """
 
     gradients = "task"
@@ -35,12 +36,13 @@ class Attribution(UnitCriterion):
         labels: str = "given",
         per_label: str = "no",
         confidence: float = 0.5,
+        answer_tokens: float = 16.0,
     ) -> None:
         self.signed = variant == "signed"
         self.weighted = target == "prob" or labels == "pseudo"
         self.pseudo = labels == "pseudo"
         self.per_label = per_label == "yes"
-        self.confidence = confidence
+        self.confidence, self.answer_tokens = confidence, int(answer_tokens)
 
     def attribute(
         self,

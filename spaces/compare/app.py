@@ -29,6 +29,7 @@ import torch
 from huggingface_hub import constants
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -38,6 +39,7 @@ from transformers import (
 HERE = Path(__file__).resolve().parent
 SPACE: dict[str, Any] = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
 VARIANTS = ("base", "pruned")
+LOADERS = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM}
 
 MAX_CHARACTERS = 4_000  # of a prompt
 MAX_INPUT_TOKENS = 1_024
@@ -182,7 +184,7 @@ def load_side(variant: str, taken: int, room: int, device: str) -> Side:
     if taken + needed > room:
         return Side(variant, why=f"it takes {gigabytes(needed)}, and {gigabytes(max(0, room - taken))} are free here")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = LOADERS[SPACE["loader"]].from_pretrained(
             repo,
             revision=revision,
             dtype=torch.float32 if wide else "auto",
@@ -362,7 +364,9 @@ def card(variant: str, prompt: str = "", answer: Answer | None = None) -> str:
         said = f"Not run here: {escape(why)}." if why else "Its answer appears here."
         return f'<article class="answer {variant} empty">{head}<p class="text">{said}</p></article>'
     caret = '<span class="caret"></span>' if answer.state in ("waiting", "writing") else ""
-    asked = f'<span class="prompt">{escape(prompt)}</span>' if answer.state != "none" else ""
+    # An encoder-decoder answers; the others go on with the prompt.
+    gap = "\n\n" if SPACE["loader"] == "AutoModelForSeq2SeqLM" else ""
+    asked = f'<span class="prompt">{escape(prompt)}{gap}</span>' if answer.state != "none" else ""
     text = f"{asked}{escape(answer.text)}{caret}" + (
         f'<span class="note">{escape(answer.note)}</span>' if answer.note else ""
     )
@@ -457,9 +461,12 @@ def build() -> gr.Blocks:
         with gr.Row(elem_id="buttons"):
             run = gr.Button("Compare", variant="primary", elem_id="compare")
             stop = gr.Button("Stop", elem_id="stop")
-        examples = [[text] for text in SPACE["examples"]]
-        if examples:
-            gr.Examples(examples, [prompt], label="Examples", elem_id="examples")
+        with gr.Row(elem_id="examples"):
+            for text in SPACE["examples"]:
+                # In the browser, so that a click on Compare right after it finds the new prompt.
+                gr.Button(text, size="sm", elem_classes="example").click(
+                    None, None, prompt, js=f"() => {json.dumps(text)}", api_visibility="private"
+                )
         with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row():
             temperature = gr.Slider(
                 0, MAX_TEMPERATURE, value=0, step=0.05, label="Temperature", info="0: the likeliest token each time"
@@ -474,7 +481,7 @@ def build() -> gr.Blocks:
                 info="The prompt is a user's message",
                 visible=bool(TOKENIZER is not None and TOKENIZER.chat_template),
             )
-        with gr.Row(elem_id="answers"):
+        with gr.Row(elem_id="answers", equal_height=True):
             outputs = [gr.HTML(card(name), elem_id=f"answer-{name}", min_width=300) for name in VARIANTS]
         gr.HTML(results())
         asked = gr.on(
@@ -486,7 +493,7 @@ def build() -> gr.Blocks:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        stop.click(None, cancels=[asked])
+        stop.click(None, cancels=[asked], api_visibility="private")
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -497,7 +504,7 @@ THEME = gr.themes.Base(
     body_text_color_subdued="*neutral_500",
     body_text_color_subdued_dark="*neutral_400",
     button_primary_background_fill="*primary_700",
-    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover="*primary_600",
     button_primary_background_fill_dark="*primary_600",
     button_primary_text_color="white",
     block_border_width="1px",
