@@ -139,7 +139,8 @@ def test_dry_run_of_prune_says_that_a_space_would_follow(hub: Any) -> None:
 
 
 def test_help_reads_no_template(folder: Path) -> None:
-    code = "import sys; from hubprune.cli import main; main(['space', '--help']); print({'torch', 'jinja2'} & {*sys.modules})"
+    code = "import sys; from hubprune.cli import main; main(['space', '--help']); "
+    code += "print({'torch', 'jinja2'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("set()")
 

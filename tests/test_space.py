@@ -18,8 +18,9 @@ from hubprune import drawing
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import CorpusFacts, SourceFacts
 from hubprune.outcomes import Answer
+from hubprune.prompts import example_prompts
 from hubprune.report import PruningReport
-from hubprune.space import DATA, GRADIO, example_prompts, requirements, write_space
+from hubprune.space import DATA, GRADIO, requirements, write_space
 from tests.pruned import BASE_COMMIT, prune_by_hand, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
