@@ -120,6 +120,7 @@ def full_report() -> PruningReport:
         versions={"hubprune": "0.1.0"},
         energy=EnergyFacts(0.125, 0.0625, "DEU"),
         warnings=["a word"],
+        space="me/medical-space",
         model_card=PrunedModelCardData(
             *"title description intended prompt people contact citation".split(),
             ["a limit"],
