@@ -10,6 +10,7 @@ import ast
 import html
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def commands() -> str:
         lines += [f"{words} {given} [OPTIONS]".replace("  ", " "), "```", ""]
         rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
         if rows:
-            lines += ["| | | |", "|---|---|---|", *rows, ""]
+            lines += ["| option | value | |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -75,8 +76,10 @@ def _kind(parameter: Any) -> str:
     """What stands for the value of an option, or of an argument."""
     if getattr(parameter, "is_flag", False):
         return ""
-    kind = getattr(parameter.type_descriptor.annotation, "__name__", "value")
-    return parameter.metavar or {"int": "N", "float": "NUMBER", "str": "TEXT"}.get(kind, kind.upper())
+    kind = parameter.type_descriptor.annotation
+    words = "|".join(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else ""
+    plain = {int: "N", float: "NUMBER", str: "TEXT"}.get(kind, "VALUE")
+    return str(parameter.metavar or words or plain)
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -90,10 +93,11 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
 
 
 def _row(parameter: Any) -> str:
-    names = [*parameter.opts, *parameter.secondary_opts]
-    kind = "" if parameter.param_type_name == "argument" else _kind(parameter)
-    default = parameter.default
-    told = default not in (None, False, (), "") and not callable(default) and parameter.param_type_name == "option"
+    argument = parameter.param_type_name == "argument"
+    names = [_kind(parameter)] if argument else [*parameter.opts, *parameter.secondary_opts]
+    kind = "" if argument else _kind(parameter)
+    default = parameter.opts[0] if parameter.default is True else parameter.default
+    told = not argument and default is not None and default is not False and default not in ((), "")
     cells = (", ".join(f"`{name}`" for name in names), f"`{kind}`" if kind else "", parameter.help or "")
     cells = (*cells[:2], cells[2] + (f" Default: `{default}`." if told else ""))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
