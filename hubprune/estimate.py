@@ -78,10 +78,6 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
         disk += max(memory.activations - choice.budget, 0)
     if choice.streamed and _converts(base):
         disk += memory.blocks
-<<<<<<< HEAD
-=======
-    timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
->>>>>>> main
     outline = draw(base, plan.config)
     timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
     seconds = probe.seconds(plan) if timed else None

@@ -114,11 +114,7 @@ class Call:
             user = self.hub.users.by_token(token.strip())
             if user is None:
                 self.grant = self.hub.grants.by_token(token.strip())
-<<<<<<< HEAD
-                user = None if self.grant is None else self.grant.user
-=======
                 user = self.grant.user if self.grant is not None else None
->>>>>>> main
             if user is None:
                 raise ApiError(401, "Invalid credentials in Authorization header")
             return user
