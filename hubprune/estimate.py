@@ -78,8 +78,8 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
         disk += max(memory.activations - choice.budget, 0)
     if choice.streamed and _converts(base):
         disk += memory.blocks
-    outline = draw(base, plan.config)
     timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
+    outline = draw(base, plan.config)
     seconds = probe.seconds(plan) if timed else None
     return Estimate(download, disk, memory, choice, seconds, outline.parameters, outline.left)
 

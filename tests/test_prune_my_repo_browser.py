@@ -96,6 +96,7 @@ def test_a_model_is_pruned_through_the_page_and_loads(world: World, tmp_path: Pa
         picture(world, page, "consent")
         page.get_by_role("button", name="Agree as me").click()
         page.get_by_role("button", name="Logout (me)").wait_for(timeout=START)
+        seen.errors.clear()  # leaving for the login breaks off what the page was still waiting for
         page.get_by_text("None yet.").wait_for(timeout=START)
 
         search(page, "base", "tiny", "hubprune-demo/tiny-base")

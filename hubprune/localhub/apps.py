@@ -80,8 +80,10 @@ class App(Job):
         return {**super()._environment(folder, environ), "PYTHONPATH": str(folder / "packages")}
 
     def _fill(self, folder: Path) -> Path:
-        # What lies beside the package stays out: in a checkout that is a folder named like a package of Spaces'.
+        # The folder of a checkout, which an editable install puts on the path, holds one named like the package of
+        # the Hub's ZeroGPU machines; there are none here.
         (folder / "packages").mkdir()
+        (folder / "packages" / "spaces.py").write_text("raise ImportError('no ZeroGPU on this machine')\n")
         (folder / "packages" / "hubprune").symlink_to(Path(hubprune.__file__).resolve().parent)
         place = folder / "app"
         for name, blob in self._content.files:
