@@ -61,8 +61,9 @@ def start_app(world: World, page: Page) -> str:
     page.get_by_role("button", name="Sign in").click()
     page.goto(f"{world.hub.url}/spaces/{SPACE}")
     page.get_by_role("button", name="Start the app").click()
+    page.locator(".state.RUNNING, .state.RUNTIME_ERROR").wait_for(timeout=START)
     link = page.get_by_role("link", name="Open the app")
-    link.wait_for(timeout=START)
+    assert link.count(), page.inner_text(".app")
     picture(world, page, "space")
     return str(link.get_attribute("href"))
 
