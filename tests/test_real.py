@@ -45,7 +45,7 @@ def test_every_method_prunes_a_real_model(method: str, pattern: str) -> None:
     assert totals.zeros == sum(int((matrix.view() == 0).sum()) for matrix in find_matrices(model))
 
 
-@pytest.mark.parametrize("method", WEIGHT_METHODS)
+@pytest.mark.parametrize("method", ["d-pruner", "cross-calibration"])  # weights left alone, and repaired ones
 def test_a_real_model_is_pushed_and_reloaded(method: str, real_hub) -> None:
     model = AutoPrunedModelForCausalLM.from_pretrained(
         TRI_DOMAIN, method=method, sparsity=0.5, general=GENERAL, domain="casehold/casehold:all", **SMALL

@@ -24,7 +24,7 @@ from tests.families import build, token_ids
 from tests.pruned import VOCABULARY, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-KILLS = 12
+KILLS = 10
 
 
 @pytest.fixture
