@@ -288,7 +288,7 @@ def test_words_of_the_command_line_become_the_request(tmp_path: Path) -> None:
     assert request.loading == {"dtype": "float32", "device_map": "cpu", "trust_remote_code": True, "token": "t"}
     assert (request.base, request.revision, request.out, request.push) == ("me/base", "v1", tmp_path, "me/x")
     wanted = {"private": False, "create_pr": True, "commit_message": "Words", "token": "t", "trust_remote_code": True}
-    assert request.publishing == wanted
+    assert request.publishing == {**wanted, "space": False}
     assert request.dry_run
 
 
@@ -439,7 +439,7 @@ def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("sparsty: 0.5\nmethds: wanda\n", ["'sparsty'", "did you mean 'sparsity'?", "'methds'", "'method'"]),
+        ("sparsty: 0.5\nmethds: wanda\n", ["'sparsty'", "did you mean 'sparsity'", "'methds'", "'method'"]),
         ("config: other.yaml\n", ["'config'"]),
         ("num_samples: 4\nnsamples: 5\n", ["'nsamples'", "give it once"]),
         ("- sparsity\n", ["must hold a mapping"]),
@@ -918,8 +918,8 @@ def test_missing_extra_is_named() -> None:
 
 
 def test_demo_hands_its_options_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls: list[tuple[Path | None, bool]] = []
-    monkeypatch.setattr("hubprune.demo.show.run_demo", lambda folder, serve: calls.append((folder, serve)))
+    calls: list[tuple[Path | None, bool, bool]] = []
+    monkeypatch.setattr("hubprune.demo.show.run_demo", lambda *given: calls.append(given))
     assert call("demo") == (0, "", "")
-    assert call("demo", "--folder", tmp_path, "--serve") == (0, "", "")
-    assert calls == [(None, False), (tmp_path, True)]
+    assert call("demo", "--folder", tmp_path, "--serve", "--allow-spaces") == (0, "", "")
+    assert calls == [(None, False, False), (tmp_path, True, True)]

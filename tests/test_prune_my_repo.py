@@ -249,7 +249,7 @@ def test_a_job_ends_with_a_model_in_the_visitors_account(
     assert traded is not None
     token = SimpleNamespace(token=traded[0], scope=" ".join(scopes))
     profile = SimpleNamespace(username="me")
-    assert "None yet." in space.ask.history(profile, token)
+    assert "me/by-job" not in space.ask.history(profile, token)
     run = space.app.start(
         BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "by-job", True, False, "cpu-upgrade", profile, token
     )

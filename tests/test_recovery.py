@@ -88,7 +88,7 @@ def test_one_line_prunes_and_recovers_and_what_is_pushed_is_verified(hub, hub_ap
     last = model.hubprune_report.perplexities()["domain"]["recovered"].perplexity
     for said in (
         "masked LoRA with distillation",
-        "| text | base | pruned | pruned / base | recovered |",
+        "| text | base | pruned | recovered | recovery | won back |",
         f"{last:.2f}",
         f"all {facts.zeros_kept:,} zeros stayed zero",
         "model.recover(rank=4, steps=6",
