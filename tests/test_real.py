@@ -16,7 +16,7 @@ TRI_DOMAIN = "hubprune-real/tri-domain-6m"
 FAMILIES = ("llama", "mistral", "qwen2", "phi3", "mixtral")
 GENERAL = "roneneldan/TinyStories"
 PUBMEDQA = "qiaojin/PubMedQA:pqa_labeled"
-PATTERNS = {"0.5": {"sparsity": 0.5}, "0.6": {"sparsity": 0.6}, "0.7": {"sparsity": 0.7}, "2:4": {"pattern": "2:4"}}
+PATTERNS = {"0.6": {"sparsity": 0.6}, "2:4": {"pattern": "2:4"}}
 SMALL = {"num_samples": 8, "sequence_length": 128, "evaluation": None, "progress": False}
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("real_hub")]
