@@ -239,7 +239,7 @@ def test_the_estimate_is_that_of_the_run(space: SimpleNamespace, demo_hub: Embed
     assert "notice bad" in refused
 
 
-def test_a_job_ends_with_a_model_in_the_visitors_account(
+def test_a_job_ends_with_a_model_and_its_space_in_the_visitors_account(
     space: SimpleNamespace, demo_hub: EmbeddedHub, hub_api: Api
 ) -> None:
     scopes = ("openid", "profile", *cards.split((FOLDER / "README.md").read_text("utf-8"))[0]["hf_oauth_scopes"])
@@ -251,7 +251,7 @@ def test_a_job_ends_with_a_model_in_the_visitors_account(
     profile = SimpleNamespace(username="me")
     assert "me/by-job" not in space.ask.history(profile, token)
     run = space.app.start(
-        BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "by-job", True, False, "cpu-upgrade", profile, token
+        BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "by-job", True, True, "cpu-upgrade", profile, token
     )
     shown = list(run)
     said, log = shown[-1]
@@ -263,6 +263,9 @@ def test_a_job_ends_with_a_model_in_the_visitors_account(
     assert info.private
     assert info.card_data is not None
     assert info.card_data.base_model == BASE
+    beside = hub_api("me").space_info("me/by-job")
+    assert beside.private
+    assert {"app.py", "space.json", "requirements.txt"} <= {file.rfilename for file in beside.siblings or ()}
     mine = space.ask.history(profile, token)
     assert "me/by-job" in mine
     assert "private" in mine
