@@ -151,40 +151,7 @@ def load_corpus(
     reader = SequenceReader(
         tokenizer, length, packing, at_most, frozenset(exclude), examples, config.join, pairs=pairs, questions=asks
     )
-    bar = tqdm(
-        desc=f"Reading {name} text",
-        unit="sequence",
-        total=config.num_samples,
-        disable=not progress,
-        delay=2,
-        leave=False,
-    )
-    taken: list[Taken] = []
-    sources: list[SourceFacts] = []
-    with bar:
-        if config.texts:
-            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip() or config.join)
-            taken.append(reader.take(given, config.num_samples, f"the {name} corpus", bar))
-        for source, count in zip(config.sources, _shares(config, name) if config.sources else (), strict=True):
-            known, commit = resolve_source(source, token=token)
-            seed = config.seed if config.join is None else None
-            rows = documents(known, tokenizer, commit=commit, streaming=config.streaming, seed=seed, token=token)
-            place = known.dataset + filter_text(known.filters)
-            taken.append(reader.take(rows, count, f"the {name} corpus, {place},", bar))
-            sources.append(
-                SourceFacts(
-                    dataset=known.dataset,
-                    config=known.config,
-                    split=known.split,
-                    commit=commit,
-                    template=known.template,
-                    text_column=known.text_column,
-                    weight=known.weight,
-                    rows=taken[-1].documents,
-                    filters=list(known.filters),
-                    answer=known.answer,
-                )
-            )
+    taken, sources = _read(config, name, reader, token, progress)
     sequences = tuple(sequence for part in taken for sequence in part.sequences)
     samples = [part.samples[turn] for turn in range(SAMPLES) for part in taken if turn < len(part.samples)]
     facts = CorpusFacts(
@@ -202,6 +169,53 @@ def load_corpus(
     sizes = tuple(size for part in taken for size in part.sizes)
     known_sizes = sizes if len(sizes) == len(sequences) else ()
     return Corpus(name, sequences, _count(facts, sequences, answers, labels), keys, answers, labels, known_sizes)
+
+
+def _read(
+    config: CorpusConfig, name: str, reader: SequenceReader, token: str | bool | None, progress: bool
+) -> tuple[list[Taken], list[SourceFacts]]:
+    """Read the texts or the sources of a corpus, each with its share of the sequences.
+
+    Returns:
+        What was taken from each place, and the facts of each source.
+    """
+    bar = tqdm(
+        desc=f"Reading {name} text",
+        unit="sequence",
+        total=config.num_samples,
+        disable=not progress,
+        delay=2,
+        leave=False,
+    )
+    taken: list[Taken] = []
+    sources: list[SourceFacts] = []
+    with bar:
+        if config.texts:
+            given = (Document(text, keys=text_key(text)) for text in config.texts if text.strip() or config.join)
+            taken.append(reader.take(given, config.num_samples, f"the {name} corpus", bar))
+        for source, count in zip(config.sources, _shares(config, name) if config.sources else (), strict=True):
+            known, commit = resolve_source(source, token=token)
+            seed = config.seed if config.join is None else None
+            rows = documents(
+                known, reader.tokenizer, commit=commit, streaming=config.streaming, seed=seed, token=token
+            )
+            place = known.dataset + filter_text(known.filters)
+            taken.append(reader.take(rows, count, f"the {name} corpus, {place},", bar))
+            sources.append(
+                SourceFacts(
+                    dataset=known.dataset,
+                    config=known.config,
+                    split=known.split,
+                    commit=commit,
+                    template=known.template,
+                    text_column=known.text_column,
+                    weight=known.weight,
+                    rows=taken[-1].documents,
+                    filters=list(known.filters),
+                    answer=known.answer,
+                )
+            )
+    return taken, sources
 
 
 def _refuse_mixture(config: CorpusConfig) -> None:

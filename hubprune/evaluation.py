@@ -93,22 +93,7 @@ def perplexity(
         raise ConfigError(f"batch_size must be at least 1 sequence, got {batch_size}")
     paired = is_paired(model.config)
     windows = examples(corpus) if paired else cut(corpus, window, stride, start)
-    scored = ranks.share(_batches(windows, batch_size, model.get_input_embeddings().weight.shape[0]))
-    bar = tqdm(
-        desc=f"Perplexity on {corpus.name}",
-        unit="window",
-        total=sum(map(len, scored)),
-        disable=not progress or ranks.rank() > 0,
-        delay=2,
-        leave=False,
-    )
-    losses: list[float] = []
-    with bar:
-        for batch in scored:
-            losses += log_losses(model, batch)
-            bar.update(len(batch))
-    counts = ranks.gather([len(one.ids) - one.context for batch in scored for one in batch])
-    losses = ranks.gather(losses)
+    losses, counts = _scored(model, corpus.name, windows, batch_size, progress)
     mean, stderr = _mean_and_error(losses, counts)
     if not mean < MOST_NATS:
         raise NumericalError(
@@ -137,6 +122,28 @@ def perplexity(
         text_bytes=text_bytes,
         bits_per_byte=None if text_bytes is None else math.fsum(losses) / math.log(2) / text_bytes,
     )
+
+
+def _scored(
+    model: Any, name: str, windows: Sequence[Window], batch_size: int, progress: bool
+) -> tuple[list[float], list[int]]:
+    """Each window's summed loss in nats and the tokens it is over, of all processes."""
+    scored = ranks.share(_batches(windows, batch_size, model.get_input_embeddings().weight.shape[0]))
+    bar = tqdm(
+        desc=f"Perplexity on {name}",
+        unit="window",
+        total=sum(map(len, scored)),
+        disable=not progress or ranks.rank() > 0,
+        delay=2,
+        leave=False,
+    )
+    losses: list[float] = []
+    with bar:
+        for batch in scored:
+            losses += log_losses(model, batch)
+            bar.update(len(batch))
+    counts = ranks.gather([len(one.ids) - one.context for batch in scored for one in batch])
+    return ranks.gather(losses), counts
 
 
 def _layout(corpus: Corpus) -> str:

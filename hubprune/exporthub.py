@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -76,12 +77,7 @@ def publish_export(
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
     siblings = info.siblings or []
     held = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in siblings}
-    weights = {name: digest for name, digest in held.items() if name.endswith(".safetensors") and "/" not in name}
-    if weights != record.weights:
-        raise OutputError(
-            f"graphs are sent to the repository that holds the weights they were made from, and {repo_id} holds "
-            f"{'others' if weights else 'none'}: {advice}, or export what it holds"
-        )
+    _refuse_other_weights(record, held, repo_id, advice)
     there = _remote_record(api, repo_id, f"{format}/{RECORD_NAME}", info.sha, held)
     merged = ExportRecord(record.weights, dict(record.graphs))
     if there is not None and there.weights == record.weights:
@@ -107,13 +103,15 @@ def publish_export(
         CommitOperationAdd(path_in_repo=f"{format}/{RECORD_NAME}", path_or_fileobj=content),
         *(CommitOperationDelete(path_in_repo=name) for name in plan.deletes),
     ]
-    kinds = ", ".join(f"{graph.file}" for graph in record.graphs.values())
+    message = (
+        commit_message or f"Add the graph for {format}: {', '.join(graph.file for graph in record.graphs.values())}"
+    )
     with hub_errors("push to", repo_id, api=api):
         try:
             return api.create_commit(
                 repo_id,
                 operations,
-                commit_message=commit_message or f"Add the graph for {format}: {kinds}",
+                commit_message=message,
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=info.sha,
@@ -122,6 +120,16 @@ def publish_export(
             if error.response.status_code in (409, 412):
                 raise OutputError(f"{repo_id} changed while the graph was being pushed: push again") from error
             raise
+
+
+def _refuse_other_weights(record: ExportRecord, held: Mapping[str, str | None], repo_id: str, advice: str) -> None:
+    """Refuse a repository whose weights are not those that the graphs were made from."""
+    weights = {name: digest for name, digest in held.items() if name.endswith(".safetensors") and "/" not in name}
+    if weights != record.weights:
+        raise OutputError(
+            f"graphs are sent to the repository that holds the weights they were made from, and {repo_id} holds "
+            f"{'others' if weights else 'none'}: {advice}, or export what it holds"
+        )
 
 
 def _checked(place: Path) -> tuple[ExportRecord, str]:

@@ -313,7 +313,8 @@ def write_space(
 
 def space_files(folder: Path) -> list[str]:
     """The files of a Space's folder that belong to the Space, as paths from the folder on."""
-    names = ["README.md", "app.py", "requirements.txt", DATA, "style.css"]
+    source = resource_folder("spaces") / TEMPLATE
+    names = [DATA, *(path.name.removesuffix(".jinja") for path in source.iterdir() if path.is_file())]
     drawn = [kind.path for kind in figures.figures_in(folder)]
     return sorted([*(name for name in names if (folder / name).is_file()), *drawn])
 

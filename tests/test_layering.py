@@ -135,7 +135,8 @@ def test_no_file_holds_two_ideas_or_works_when_imported(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "spaces").rglob("*.py")), ids=lambda path: path.parent.name + path.stem
 )
-def test_spaces_use_public_names_only(path: Path) -> None:
+def test_spaces_are_as_short_and_use_public_names_only(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
     public = set(hubprune.__all__)
     for name, line in imports_of(path):
         parts = name.split(".")

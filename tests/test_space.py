@@ -25,7 +25,8 @@ from tests.pruned import BASE_COMMIT, prune_by_hand, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "f" * 40
-FILES = ["README.md", "app.py", "requirements.txt", DATA, "style.css"]
+MODULES = ["answers.py", "app.py", "facts.py", "models.py", "show.py"]
+FILES = sorted(["README.md", "requirements.txt", DATA, "style.css", *MODULES])
 QUESTION = "Question: {question}\nAnswer: {answer}"
 
 
@@ -87,12 +88,21 @@ def test_gradio_is_the_version_that_is_tested() -> None:
 
 
 def test_app_is_python_that_needs_neither_hubprune_nor_anything_that_is_not_installed(folder: Path) -> None:
-    tree = ast.parse((folder / "app.py").read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    outer = {name.split(".")[0] for name in names}
+    trees = [ast.parse((folder / name).read_text()) for name in MODULES]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    outer = {name.split(".")[0] for name in names} - {name.removesuffix(".py") for name in MODULES}
     # gradio and the package of ZeroGPU come with a Space, the client with transformers.
     assert {"gradio", "torch", "transformers", "huggingface_hub", "spaces"} == outer - STANDARD
+
+
+def test_the_package_of_zero_gpu_comes_before_torch(folder: Path) -> None:
+    first = [node for node in ast.parse((folder / "app.py").read_text()).body if not isinstance(node, ast.Expr)]
+    tried = next(index for index, node in enumerate(first) if isinstance(node, ast.Try))
+    earlier = {str(node.module) for node in first[:tried] if isinstance(node, ast.ImportFrom)}
+    earlier |= {alias.name for node in first[:tried] if isinstance(node, ast.Import) for alias in node.names}
+    assert {name.split(".")[0] for name in earlier} <= STANDARD
 
 
 STANDARD = set("__future__ base64 collections dataclasses html json os pathlib secrets threading time typing".split())
