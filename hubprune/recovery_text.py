@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from hubprune.architecture import max_length
 from hubprune.calibration import Corpus, corpus_from_tokens, held_out, load_corpus
 from hubprune.corpora import CORPUS_NAMES, CorpusConfig, SourceConfig, parse_corpus
-from hubprune.errors import ConfigError, CorpusError
-from hubprune.facts import CorpusFacts
+from hubprune.errors import AccessError, ConfigError, CorpusError, NotFoundError, OfflineError
+from hubprune.facts import CorpusFacts, Perplexity
 from hubprune.flow import EVALUATION_SAMPLES
 from hubprune.recovery_config import RecoveryConfig
 from hubprune.report import PruningReport
@@ -62,20 +62,32 @@ class Reader:
             )
         found, warnings = {}, []
         known = {corpus.name: config_of(corpus) for corpus in report.corpora if corpus.sources}
-        labels = list(dict.fromkeys(row.corpus for row in report.evaluation))
+        rows = {row.corpus: row for row in report.evaluation}
         # What calibration read was passed over when the pruned model was measured.
-        used = [key for name, config in known.items() for key in self._load(config, name).keys] if labels else []
-        for label in labels:
-            test = None
-            if label in known:
-                test = held_out(known[label], num_samples=EVALUATION_SAMPLES, token=self.token)
+        used = [key for name, config in known.items() for key in self._load(config, name).keys] if rows else []
+        for label, row in rows.items():
+            test = self._measured(row)
+            if test is None and label in known:
+                split = held_out(known[label], num_samples=EVALUATION_SAMPLES, token=self.token)
+                test = None if split is None else self._load(split, label, exclude=used)
             if test is None:
                 warnings.append(
                     f"the {label} text cannot be had again: no perplexity on it was measured after recovery"
                 )
             else:
-                found[label] = self._load(test, label, exclude=used)
+                found[label] = test
         return found, warnings
+
+    def _measured(self, row: Perplexity) -> Corpus | None:
+        """The text that a row of the report was measured on, by the data sets it names; None if it is another now."""
+        if not row.sources:
+            return None
+        lengths = {"num_samples": EVALUATION_SAMPLES, "sequence_length": row.window}
+        try:
+            found = self._load("+".join(row.sources), row.corpus, **lengths)
+        except (AccessError, CorpusError, NotFoundError, OfflineError):
+            return None
+        return found if found.facts.fingerprint == row.fingerprint else None
 
     def text(
         self,

@@ -87,8 +87,8 @@ def api(place: Place, printed: str) -> Iterator[HfApi]:
 
 
 def table(printed: str) -> dict[str, list[float]]:
-    """The numbers of each corpus: before, magnitude, d-pruner."""
-    rows = re.findall(rf"^\s*({'|'.join(EVALUATION)})((?:\s+[\d.]+){{3}})\s*$", printed, re.MULTILINE)
+    """The numbers of each corpus: before, magnitude, d-pruner, recovered."""
+    rows = re.findall(rf"^\s*({'|'.join(EVALUATION)})((?:\s+[\d.]+){{4}})\s*$", printed, re.MULTILINE)
     return {name: [float(number) for number in numbers.split()] for name, numbers in rows}
 
 
@@ -98,22 +98,24 @@ def test_table_states_what_the_pushed_report_states(printed: str, api: HfApi, tm
     found = table(printed)
     assert list(found) == list(report.perplexities()) == list(EVALUATION)
     for corpus, measured in report.perplexities().items():
-        before, _, after = found[corpus]
+        before, _, after, recovered = found[corpus]
         assert before == pytest.approx(measured["base"].perplexity, abs=0.0051)
         assert after == pytest.approx(measured["pruned"].perplexity, abs=0.0051)
-    assert [f"{row.windows} windows of {row.window} tokens each" in printed for row in report.evaluation] == [True] * 6
+        assert recovered == pytest.approx(measured["recovered"].perplexity, abs=0.0051)
+    assert [f"{row.windows} windows of {row.window} tokens each" in printed for row in report.evaluation] == [True] * 9
     assert (report.base.model_id, report.method, report.config["sparsity"]) == (MODEL_ID, "d-pruner", SPARSITY)
     assert [source.dataset for corpus in report.corpora for source in corpus.sources] == [GENERAL_ID, MEDICAL_ID]
     assert report.evaluation[-1].sources == [f"{LEGAL_ID}:default:test"]
 
 
-def test_d_pruner_keeps_more_of_the_domain_than_magnitude(printed: str) -> None:
-    before, magnitude, d_pruner = table(printed)["medical"]
+def test_d_pruner_keeps_more_of_the_domain_than_magnitude_and_recovery_brings_more_back(printed: str) -> None:
+    before, magnitude, d_pruner, recovered = table(printed)["medical"]
     assert before < d_pruner < magnitude
+    assert recovered < d_pruner
 
 
 def test_steps_and_places_are_told(printed: str, place: Place) -> None:
-    assert re.findall(r"^(\d) .* \d+\.\d s$", printed, re.MULTILINE) == list("123456")
+    assert re.findall(r"^(\d) .* \d+\.\d s$", printed, re.MULTILINE) == list("1234567")
     assert re.search(r"Done in \d+ s", printed)
     assert f"hubprune hub serve {place.folder.name}" in printed
     for name in ("README.md", REPORT_NAME):

@@ -20,7 +20,7 @@ import hubprune
 from hubprune import AutoPrunedModelForCausalLM, PruningReport, RecoveryConfig, recover, verify
 from hubprune.architecture import find_matrices
 from hubprune.cli import main
-from hubprune.demo import GENERAL_ID, MEDICAL_ID, MODEL_ID
+from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import ConfigError, CorpusError, UsageError
 from hubprune.readme import read_readme
 from hubprune.training import distillation
@@ -72,6 +72,18 @@ def test_every_way_lowers_the_perplexity_keeps_the_zeros_and_is_recorded(way: st
     assert model.config.hubprune["recovery"] == facts.what
     with pytest.raises(UsageError, match="already recovered"):
         model.recover(progress=False)
+
+
+def test_text_of_another_label_than_the_calibration_is_measured_again() -> None:
+    texts = {"law": f"{LEGAL_ID}:default:test", "kept": ["only in memory, " * 40]}
+    model = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **PATTERN, **CORPORA, **SMALL, evaluation=texts)
+    report = model.recover(**BRIEF, progress=False)
+    measured = report.perplexities()
+    assert measured["law"]["recovered"].fingerprint == measured["law"]["pruned"].fingerprint
+    assert "recovered" not in measured["kept"]
+    assert [told for told in report.warnings if "cannot be had again" in told] == [
+        "the kept text cannot be had again: no perplexity on it was measured after recovery"
+    ]
 
 
 def test_one_line_prunes_and_recovers_and_what_is_pushed_is_verified(hub, hub_api) -> None:

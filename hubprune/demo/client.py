@@ -1,8 +1,8 @@
 """The demo's client: what a user writes, in a process of its own whose environment names the embedded Hub.
 
 It takes the folder for a copy of what it pushes, and prints one JSON object a line: ``{}`` once the libraries are
-loaded, the report of each run, the commit of the push and the Space; or ``error`` and the ``kind`` of the error that
-ended it.
+loaded, the report of each run and of the recovery, the commit of the push and the Space; or ``error`` and the ``kind``
+of the error that ended it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ RUNS: dict[str, dict[str, str]] = {
     "d-pruner": {"general": GENERAL_ID, "domain": MEDICAL_ID},
 }
 """The methods in the order in which they run, with the text that each is given; what the last one makes is pushed."""
+RECOVERY = {"steps": 60, "num_samples": 192}
+"""How what the last method cost is recovered, on the text that it was given."""
 EVALUATION = {repo_id.partition("/")[2]: f"{repo_id}:default:test" for repo_id in (GENERAL_ID, MEDICAL_ID, LEGAL_ID)}
 
 
 def work(copy: Path) -> Iterator[dict[str, Any]]:
-    """Prune with each method, push the last model and download what was pushed; yield what to print after each step.
+    """Prune with each method, recover and push the last model, and download what was pushed; yield what to print.
 
     Args:
         copy: Folder for the files that were pushed.
@@ -52,6 +54,8 @@ def work(copy: Path) -> Iterator[dict[str, Any]]:
             **SETTINGS,
         )
         yield {"report": model.hubprune_report.to_dict()}
+    model.recover(**RECOVERY, progress=False)
+    yield {"report": model.hubprune_report.to_dict()}
     commit = model.push_to_hub(PUSHED_ID, space=True)
 
     from huggingface_hub import snapshot_download

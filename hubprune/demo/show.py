@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import IO, Any, cast
 
 from hubprune import errors
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
-from hubprune.demo.client import PUSHED_ID, RUNS, SETTINGS, SPARSITY, USER
+from hubprune.demo.client import PUSHED_ID, RECOVERY, RUNS, SETTINGS, SPARSITY, USER
 from hubprune.demo.story import Story, answers, code, perplexity_table
 from hubprune.demo.world import examples, write_world
 from hubprune.report import REPORT_NAME, PruningReport
@@ -44,7 +45,7 @@ QUESTION = 1
 
 
 def run_demo(folder: Path | None = None, serve: bool = False, allow_spaces: bool = False) -> None:
-    """Serve the demo world, prune its model with two methods, push one result and load it as a stranger would.
+    """Serve the demo world, prune its model with two methods, recover and push one, and load it as a stranger would.
 
     Args:
         folder: Where the Hub and all that belongs to the demo is kept; a later run goes on there. ``demo-hub`` when
@@ -80,8 +81,10 @@ def run_demo(folder: Path | None = None, serve: bool = False, allow_spaces: bool
         _walk(story, folder, _environment(hub.env(USER), folder / "cache"))
         story.close(_places(folder, hub.url if serve else None, allow_spaces))
         if serve:
+            ended = threading.Event()
+            signal.signal(signal.SIGTERM, lambda *_: ended.set())  # so that what the Hub runs ends with it
             with suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                ended.wait()
 
 
 def _with_space(world: Path) -> Path:
@@ -124,6 +127,10 @@ def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
             with story.step(f"Fetch the model, measure it, prune it with {method}, measure it again") as told:
                 reports[method] = PruningReport.from_dict(answer()["report"])
                 told.append(code(_recipe(method, corpora)))
+        with story.step("Recover what that cost: a LoRA, trained and merged under the mask") as told:
+            report = reports[method] = PruningReport.from_dict(answer()["report"])
+            told.append(code(f"model.recover({', '.join(f'{name}={value}' for name, value in RECOVERY.items())})"))
+            told.append(f"all {report.recovery.zeros_kept:,} zeros are zero still" if report.recovery else "")
         with story.step(
             "Verify the saved files, push them in one commit, and a Space that shows them in another"
         ) as told:
@@ -135,7 +142,7 @@ def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
             said = _ask(f"Question: {question}\nAnswer:", environment, notes)
             told.append(code(f'AutoModelForCausalLM.from_pretrained("{PUSHED_ID}")'))
     story.show(perplexity_table(reports))
-    story.show(answers(question, {"before": said[MODEL_ID], f"after {method}": said[PUSHED_ID]}))
+    story.show(answers(question, {"before": said[MODEL_ID], "after": said[PUSHED_ID]}))
 
 
 def _recipe(method: str, corpora: Mapping[str, str]) -> str:

@@ -78,10 +78,11 @@ class Story:
 
 
 def perplexity_table(reports: Mapping[str, PruningReport]) -> Table:
-    """Return the perplexities before and after for every method, the best method of each corpus in bold.
+    """Return the perplexities before and after for every method, the best of each corpus in bold.
 
     Args:
-        reports: A report for each method; all measured on the same text.
+        reports: A report for each method; all measured on the same text. One that tells of a recovery has a column
+            for it.
     """
     measured = {method: report.perplexities() for method, report in reports.items()}
     corpora = next(iter(measured.values()))
@@ -94,10 +95,15 @@ def perplexity_table(reports: Mapping[str, PruningReport]) -> Table:
     )
     table.add_column("text")
     table.add_column("before", justify="right")
+    columns = []
     for method, report in reports.items():
+        columns.append((method, "pruned"))
         table.add_column(f"{method}, {report.totals.sparsity:.0%} removed", justify="right")
+        if report.recovery is not None:
+            columns.append((method, "recovered"))
+            table.add_column("recovered", justify="right")
     for corpus, variants in corpora.items():
-        after = [rows[corpus]["pruned"].perplexity for rows in measured.values()]
+        after = [measured[method][corpus][variant].perplexity for method, variant in columns]
         cells = [Text(f"{value:.2f}", style="bold green" if value == min(after) else "") for value in after]
         table.add_row(corpus, f"{variants['base'].perplexity:.2f}", *cells)
     return table
