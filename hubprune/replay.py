@@ -314,37 +314,9 @@ class Replay(Engine):
         Returns:
             Gradient of the loss at the block's input, ``(b, T, d)``.
         """
-        parameters = {matrix.parameter_name: self.running(matrix) for matrix in matrices}
         leaf = boundary.detach().requires_grad_(True)
-        inputs: dict[str, torch.Tensor] = {}
-        handles = [
-            matrix.module.register_forward_pre_hook(lambda _, args, name=matrix.name: inputs.update({name: args[0]}))
-            for matrix in traced
-            if matrix.expert is None
-        ]
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                output = self._run(index, call, leaf)
-                wanted = [leaf, *parameters.values(), *inputs.values()]
-                below, *found = torch.autograd.grad(output, wanted, gradient, allow_unused=True)
-        finally:
-            for parameter in parameters.values():
-                parameter.requires_grad_(False)
-            for handle in handles:
-                handle.remove()
-        by_name = dict(zip([*parameters, *inputs], found, strict=True))
-
-        def plain(value: torch.Tensor) -> torch.Tensor:
-            return value.float() if self.scale == 1.0 else value.float() / self.scale
-
-        for matrix in matrices:
-            whole = by_name[matrix.parameter_name]  # None where nothing flowed
-            part = torch.zeros_like(matrix.view()) if whole is None else matrix.part(whole)
-            flow = None
-            if matrix.name in inputs and by_name[matrix.name] is not None:
-                flowing, back = inputs[matrix.name].detach(), plain(by_name[matrix.name])
-                flow = flowing.flatten(0, -2), back.flatten(0, -2)
-            sink(matrix, plain(part), flow)
+        below = self.differentiate(
+            lambda: self._run(index, call, leaf), matrices, traced, sink, gradient=gradient, leaf=leaf
+        )
+        assert below is not None  # there is a leaf
         return below

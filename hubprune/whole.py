@@ -4,12 +4,13 @@ An encoder-decoder has two stacks of blocks, and each block of the second reads 
 beside decoder language models, and stays in memory. So a sweep forwards runs the model up to the block whose turn it
 is, once for each block; a sweep backwards is one backward pass of the whole model for each example, which shows the
 gradients of all blocks at once. An example is a question, which the encoder reads, and its answer, which the decoder
-is asked for. Beside ``replay`` this is the only module that registers hooks.
+is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,55 +151,6 @@ class Whole(Engine):
             for handle in handles:
                 handle.remove()
 
-    def backward(
-        self, pair: Pair, matrices: Sequence[Matrix], traced: Sequence[Matrix], summed: bool
-    ) -> Iterator[tuple[Matrix, torch.Tensor, Flow | None]]:
-        """Push the gradient of the loss through the whole model.
-
-        Args:
-            pair: An example.
-            matrices: Matrices whose gradient is wanted.
-            traced: Those whose inputs are wanted as well.
-            summed: See ``loss``.
-
-        Yields:
-            Each matrix and its gradient ``(d_out, d_in)`` in float32, and for a traced one what flows into it and the
-            gradient by that.
-        """
-        parameters = {matrix.parameter_name: self.running(matrix) for matrix in matrices}
-        inputs: dict[str, torch.Tensor] = {}
-
-        def trace(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            """Note an input; one that no gradient would reach is made a leaf."""
-            inputs[name] = args[0] if args[0].requires_grad else args[0].detach().requires_grad_(True)
-            return (inputs[name], *args[1:])
-
-        handles = [
-            matrix.module.register_forward_pre_hook(lambda _, args, name=matrix.name: trace(name, args))
-            for matrix in traced
-            if matrix.expert is None
-        ]
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                wanted = [*parameters.values()]
-                loss = self.loss(pair, summed)
-                found = torch.autograd.grad(loss, [*wanted, *inputs.values()], allow_unused=True)
-        finally:
-            for parameter in parameters.values():
-                parameter.requires_grad_(False)
-            for handle in handles:
-                handle.remove()
-        by_name = dict(zip([*parameters, *inputs], found, strict=True))
-        for matrix in matrices:
-            whole = by_name[matrix.parameter_name]  # None where nothing flowed
-            part = torch.zeros_like(matrix.view()) if whole is None else matrix.part(whole)
-            back, flow = by_name.get(matrix.name), None
-            if back is not None:
-                flow = inputs[matrix.name].detach().flatten(0, -2), back.float().flatten(0, -2)
-            yield matrix, part.float(), flow
-
 
 class WholeSweeps:
     """Runs sweeps over the blocks of an encoder-decoder; what ``sweeps.Sweeps`` is for other models.
@@ -272,10 +224,14 @@ class WholeSweeps:
         sinks = {index: start(index) for index in order}
         wanted = [matrix for index in order for matrix in self.by_block[index]]
         watched = [matrix for index in order for matrix in traced(index)]
+
+        def show(matrix: Matrix, gradient: torch.Tensor, flow: Flow | None) -> None:
+            sinks[matrix.block](matrix, gradient, flow)
+
         for stream in streams.values():
             for pair in stream.batches:
-                for matrix, gradient, flow in self.engine.backward(pair, wanted, watched, stream.summed):
-                    sinks[matrix.block](matrix, gradient, flow)
+                run = functools.partial(self.engine.loss, pair, stream.summed)
+                self.engine.differentiate(run, wanted, watched, show)
         for index in order:
             finish(index, {})
 

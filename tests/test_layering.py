@@ -35,7 +35,7 @@ NO_TORCH = set(
     "metadata card evalresults page uploads prompts space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
-REGISTERS_HOOKS = {"replay", "whole"}
+REGISTERS_HOOKS = {"engine", "replay", "whole"}
 # The trainer of the demo's base model hands its weights to an optimizer; statistics add up in tensors of their own,
 # and a masked adapter forms its sum and its gradient in some.
 WRITES_WEIGHTS = {"apply"}
