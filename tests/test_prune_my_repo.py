@@ -249,9 +249,9 @@ def test_a_job_ends_with_a_model_and_its_space_in_the_visitors_account(
     assert traded is not None
     token = SimpleNamespace(token=traded[0], scope=" ".join(scopes))
     profile = SimpleNamespace(username="me")
-    assert "me/by-job" not in space.ask.history(profile, token)
+    assert "me/from-the-page-by-job" not in space.ask.history(profile, token)
     run = space.app.start(
-        BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "by-job", True, True, "cpu-upgrade", profile, token
+        BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "from-the-page-by-job", True, True, "cpu-upgrade", profile, token
     )
     shown = list(run)
     said, log = shown[-1]
@@ -259,13 +259,13 @@ def test_a_job_ends_with_a_model_and_its_space_in_the_visitors_account(
     assert "Job on cpu-upgrade" in shown[-2][0]
     assert "job completed" in log
     assert not any(traded[0] in text for moment in shown for text in moment)
-    info = hub_api("me").model_info("me/by-job")
+    info = hub_api("me").model_info("me/from-the-page-by-job")
     assert info.private
     assert info.card_data is not None
     assert info.card_data.base_model == BASE
-    beside = hub_api("me").space_info("me/by-job")
+    beside = hub_api("me").space_info("me/from-the-page-by-job")
     assert beside.private
     assert {"app.py", "space.json", "requirements.txt"} <= {file.rfilename for file in beside.siblings or ()}
     mine = space.ask.history(profile, token)
-    assert "me/by-job" in mine
+    assert "me/from-the-page-by-job" in mine
     assert "private" in mine
