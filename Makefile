@@ -22,8 +22,8 @@ define install
 @want='$(WANTED)'; \
 for stamp in $(2); do [ "$$(cat $(VENV)/$$stamp 2>/dev/null)" = "$$want" ] && exit 0; done; \
 echo "Installing hubprune[$(1)] into $(VENV) ($(3))"; \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch && \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(1)]' && \
+$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch && \
+$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(1)]' && \
 printf '%s\n' "$$want" > $(VENV)/installed-$(1)
 endef
 
@@ -49,7 +49,7 @@ types: install-test
 	$(BIN)/python -m mypy
 
 pytest: install-test
-	$(BIN)/python -m pytest -m "not browser" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not browser" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-browser: install-browser
 	@command -v chromium > /dev/null || $(APT)

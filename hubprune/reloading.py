@@ -30,7 +30,7 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 4 * 2.0**-10, "bfloat
 RELOAD_TIMEOUT = 3600  # seconds
 
 # Runs in a process of its own, where nothing of this library is loaded: what a stranger's plain transformers does.
-_RELOAD = """
+RELOAD = """
 import json, sys
 import torch
 import transformers
@@ -122,6 +122,20 @@ def reload(
     request = json.dumps(
         [str(folder.resolve()), loader, probe.token_ids, len(probe.logits), trust_remote_code, places, str(offload)]
     )
+    done = ask_stranger(request)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckFailed(f"plain transformers cannot load and run the folder: {last}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return _judge_reload(probe, answer)
+
+
+def ask_stranger(request: str) -> subprocess.CompletedProcess[str]:
+    """Put a question to a process of its own that knows no Hub and nothing of this library.
+
+    Raises:
+        CheckFailed: It takes too long.
+    """
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -129,9 +143,9 @@ def reload(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     # -P keeps the current folder off the path: a local transformers/ or hubprune/ must not be picked up.
-    command = [sys.executable, "-P", "-c", _RELOAD, request]
+    command = [sys.executable, "-P", "-c", RELOAD, request]
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             check=False,
             capture_output=True,
@@ -142,11 +156,6 @@ def reload(
         )
     except subprocess.TimeoutExpired:
         raise CheckFailed(f"reloading in a fresh process took more than {RELOAD_TIMEOUT} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckFailed(f"plain transformers cannot load and run the folder: {last}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return _judge_reload(probe, answer)
 
 
 def _judge_reload(probe: Probe, answer: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.browser import chromium, screenshots
+from tests.stranger import Strangers
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -55,6 +57,14 @@ os.environ |= {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# These start every stranger who reloads a model as a process of its own.
+FRESH = {"test_verifier"}
+# The files that take longest, in the order in which they are begun, so that none is left to one process at the end.
+LONGEST = (
+    "test_ranks test_demo test_real test_recovery test_resume test_unit_runs test_docs test_cli test_modeling "
+    "test_export test_demo_world test_real_evaluation test_sidebyside test_optimum test_prune_my_repo test_verifier"
+).split()
+
 # Test files whose models are saved with their figures; drawing takes half a second, and the others have no use for it.
 DRAWING = {"test_figures", "test_publisher", "test_docs", "test_demo"}
 
@@ -63,6 +73,19 @@ DRAWING = {"test_figures", "test_publisher", "test_docs", "test_demo"}
 def _few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.stem not in DRAWING:
         monkeypatch.setattr("hubprune.figures.write_figures", lambda *_: [])
+
+
+@pytest.fixture(scope="session")
+def _strangers() -> Iterator[Strangers]:
+    strangers = Strangers()
+    yield strangers
+    strangers.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick_strangers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _strangers: Strangers) -> None:
+    if request.path.stem not in FRESH and "hubprune.reloading" in sys.modules:
+        monkeypatch.setattr("hubprune.reloading.ask_stranger", _strangers.ask)
 
 
 def pytest_unconfigure() -> None:
@@ -86,7 +109,7 @@ def _has_browser() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests whose need is not met here; what a need is about is asked only when a test has it."""
+    """Skip the tests whose need is not met here, which is asked only when a test has it; put long files first."""
     needs: dict[str, tuple[Callable[[], bool], str]] = {
         "real": (REAL.is_dir, f"no real models and data sets at {REAL}"),
         "slow": (lambda: bool(config.getoption("--slow")), "takes minutes: give --slow"),
@@ -98,6 +121,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if marked and not met():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    begun = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begun.get(item.path.stem, len(begun)))
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def test_a_dry_run_lists_both_and_sends_nothing(folder: Path, api: HfApi, name: 
     assert isinstance(plan, UploadPlan)
     assert plan.space is not None
     assert {"app.py", "README.md", DATA} < {file for file, _ in plan.space.files}
-    assert f"space me/{name}-demo, new: 5 files" in str(plan)
+    assert f"space me/{name}-demo, new: 9 files" in str(plan)
     assert not api.repo_exists(f"me/{name}")
     assert not api.repo_exists(f"me/{name}-demo", repo_type="space")
     assert PruningReport.load(folder).space is None

@@ -30,7 +30,7 @@ RUNS: dict[str, dict[str, str]] = {
     "d-pruner": {"general": GENERAL_ID, "domain": MEDICAL_ID},
 }
 """The methods in the order in which they run, with the text that each is given; what the last one makes is pushed."""
-RECOVERY = {"steps": 60, "num_samples": 192}
+RECOVERY = {"steps": 40, "num_samples": 160}
 """How what the last method cost is recovered, on the text that it was given."""
 EVALUATION = {repo_id.partition("/")[2]: f"{repo_id}:default:test" for repo_id in (GENERAL_ID, MEDICAL_ID, LEGAL_ID)}
 
