@@ -12,6 +12,8 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 VENV := .venv
 BIN := $(VENV)/bin
+# A module is compiled when it is first imported, and kept: the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 # What an installation depends on: asked again only when one of these changes.
 WANTED = $(shell cat pyproject.toml constraints.txt | cksum)
 # The package is that of this folder, also when the folder has moved since it was installed.
