@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.browser import chromium, screenshots
-from tests.stranger import Strangers
+from tests.forks import Forks
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -76,16 +76,17 @@ def _few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def _strangers() -> Iterator[Strangers]:
-    strangers = Strangers()
-    yield strangers
-    strangers.close()
+def forks() -> Iterator[Forks]:
+    """Processes that need not import torch and transformers."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 @pytest.fixture(autouse=True)
-def _quick_strangers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _strangers: Strangers) -> None:
+def _quick_strangers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> None:
     if request.path.stem not in FRESH and "hubprune.reloading" in sys.modules:
-        monkeypatch.setattr("hubprune.reloading.ask_stranger", _strangers.ask)
+        monkeypatch.setattr("hubprune.reloading.ask_stranger", forks.ask)
 
 
 def pytest_unconfigure() -> None:

@@ -227,6 +227,7 @@ def test_tokenizer_adds_bos_and_knows_the_way_back() -> None:
     assert tokenizer.decode([tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]) == "<s></s></s>"
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hubprune.demo.train", "--steps", "3", "--out"]
     for printed in outputs([[*command, str(tmp_path / run)] for run in ("one", "two")]):

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hubprune import ranks
+from hubprune.cli import main
 from hubprune.demo import GENERAL_ID, MEDICAL_ID, MODEL_ID
 from tests.families import build
+from tests.forks import Forks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,31 +69,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(code: str, processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Start the processes of a group as a launcher does."""
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
+def group(forks: Forks, code: str, processes: int, *arguments: str) -> tuple[list[int], list[str]]:
+    """Run the processes of a group as a launcher does; their exit codes, and what each printed."""
+    same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    places = [{**same, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    done = forks.run(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", arguments, places)
+    return [process.returncode for process in done], [process.stdout + process.stderr for process in done]
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def groups(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """By the number of processes, the folder that they left the models of all runs in."""
     folders = {}
     for processes in (1, 2, 3):
         folders[processes] = tmp_path_factory.mktemp("group")
-        started = start(WORK, processes, str(folders[processes]), *map(",".join, RUNS.items()))
-        printed = [process.communicate(timeout=300)[0] for process in started]
-        assert [process.returncode for process in started] == [0] * processes, printed
+        codes, printed = group(forks, WORK, processes, str(folders[processes]), *map(",".join, RUNS.items()))
+        assert codes == [0] * processes, printed
     return folders
 
 
@@ -139,29 +132,29 @@ def test_one_process_alone_sends_nothing() -> None:
     assert ranks.in_first(lambda: "done") == "done"
 
 
-def test_a_process_that_dies_ends_the_run_with_a_clear_message() -> None:
+def test_a_process_that_dies_ends_the_run_with_a_clear_message(forks: Forks) -> None:
     code = (
         "import os, torch\nfrom hubprune import ranks\nfrom hubprune.errors import ProcessError\nranks.start()\n"
         "ranks.wait()\nif ranks.rank() == 1: os._exit(9)\n"
-        "try:\n    ranks.add_up(torch.ones(3))\nexcept ProcessError as error:\n    print(error)\n    os._exit(2)\n"
+        "try:\n    ranks.add_up(torch.ones(3))\nexcept ProcessError as error:\n    print(error, flush=True)\n"
+        "    os._exit(2)\n"
     )
-    survivor, victim = start(code, 2)
-    said = survivor.communicate(timeout=60)[0]
-    victim.communicate(timeout=60)
-    assert (survivor.returncode, victim.returncode) == (2, 9)
-    assert "process 0 cannot add up statistics with the others, one of them has ended" in said
-    assert "start the run again" in said
+    codes, said = group(forks, code, 2)
+    assert codes == [2, 9]
+    assert "process 0 cannot add up statistics with the others, one of them has ended" in said[0]
+    assert "start the run again" in said[0]
 
 
 # What every process runs: prune a model by its name into a folder; one process may end after some blocks.
 FOLDER_WORK = """
 import os, sys
-from hubprune import PruningConfig, prune, ranks
+from hubprune import PruningConfig, prune, ranks, verifier
 from hubprune.errors import ProcessError
 from hubprune.work import WorkFolder
 from tests.families import token_ids
 
 base, out, victim = sys.argv[1:4]
+del verifier.CHECKS["reload"]  # it starts a process that imports everything
 ranks.start()
 finish, done = WorkFolder.finish, []
 
@@ -177,19 +170,17 @@ try:
     prune(base, None, PruningConfig("d-pruner"), corpora, out=out, evaluation=None, progress=False)
     print(len(done), "blocks")
 except ProcessError as error:
-    print(error)
+    print(error, flush=True)
     os._exit(2)
 ranks.finish()
 """
 
 
-def test_a_run_that_lost_a_process_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+def test_a_run_that_lost_a_process_goes_on_when_it_is_started_again(forks: Forks, tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "base")
 
     def go(out: str, victim: str = "") -> tuple[list[int], list[str]]:
-        started = start(FOLDER_WORK, 2, str(tmp_path / "base"), str(tmp_path / out), victim)
-        said = [process.communicate(timeout=120)[0] for process in started]
-        return [process.returncode for process in started], said
+        return group(forks, FOLDER_WORK, 2, str(tmp_path / "base"), str(tmp_path / out), victim)
 
     assert go("whole")[0] == [0, 0]
     codes, said = go("lost", victim="1")
@@ -201,39 +192,34 @@ def test_a_run_that_lost_a_process_goes_on_when_it_is_started_again(tmp_path: Pa
     assert (tmp_path / "lost/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
-def test_too_little_text_for_so_many_processes_is_refused() -> None:
+def test_too_little_text_for_so_many_processes_is_refused(forks: Forks) -> None:
     code = (
         "from hubprune import PruningConfig, prune, ranks\nfrom hubprune.errors import ConfigError\n"
         "from tests.families import build, token_ids\nranks.start()\n"
         "try:\n    prune(build('llama'), None, PruningConfig('wanda'), {'domain': token_ids(1, 8)}, progress=False)\n"
         "except ConfigError as error:\n    print(error)\nranks.finish()\n"
     )
-    for process in start(code, 2):
-        assert "the domain corpus has 1 for 2 processes: give more text" in process.communicate(timeout=60)[0]
+    for said in group(forks, code, 2)[1]:
+        assert "the domain corpus has 1 for 2 processes: give more text" in said
 
 
 def test_a_launcher_starts_processes_that_prune_as_one_does(demo_hub, tmp_path: Path) -> None:
     """The first process alone writes, verifies and shows the result."""
     options = f"prune {MODEL_ID} --method d-pruner --sparsity 0.5 --general {GENERAL_ID} --domain {MEDICAL_ID}".split()
     options += "--num-samples 6 --sequence-length 64 --dtype float32 --evaluation none".split()
-    environment = {**os.environ, **demo_hub.env("me"), "PYTHONPATH": str(ROOT)}
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-        "-m",
-    ]
-    for name, start_words in (("one", [sys.executable, "-m"]), ("two", launch)):
-        command = [*start_words, "hubprune", *options, "--out", str(tmp_path / name)]
-        done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("verified") == 1, done.stdout
+    assert main([*options, "--out", str(tmp_path / "one"), "--token", demo_hub.token("me")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "--master-port", str(free_port()), "-m", "hubprune", *options, "--out", str(tmp_path / "two")],
+        env={**os.environ, **demo_hub.env("me"), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("verified") == 1, done.stdout
     reports = [json.loads((tmp_path / name / "hubprune_report.json").read_text("utf-8")) for name in ("one", "two")]
     assert [report["hardware"]["processes"] for report in reports] == [1, 2]
     assert all(report["verification"]["passed"] for report in reports)
