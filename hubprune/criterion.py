@@ -81,13 +81,13 @@ class Criterion:
 
         Args:
             weight: ``(d_out, d_in)``, float32.
-            gradient: Gradient of this sequence's mean loss, ``(d_out, d_in)``, float32.
+            gradient: Gradient of this sequence's mean loss, ``(d_out, d_in)``, float32; it may be overwritten.
             summary: ``(d_in,)`` as declared, None without one.
 
         Returns:
             ``(d_out, d_in)``; the sum over sequences reaches ``scores``.
         """
-        return gradient.abs()
+        return gradient.abs_()
 
     def alone(
         self, weight: torch.Tensor, summary: torch.Tensor | None, gradient: torch.Tensor | None

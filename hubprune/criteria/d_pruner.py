@@ -57,7 +57,7 @@ class DPruner(Criterion):
     def contribution(self, weight: torch.Tensor, gradient: torch.Tensor, summary: torch.Tensor | None) -> torch.Tensor:
         """Return what one domain sequence adds, ``(d_out, d_in)``."""
         if self.form != "paper":
-            return gradient.abs()
+            return gradient.abs_()
         fisher = gradient.square()
         refined = gradient * (1 + self._general(weight, summary) * _relative(fisher))
         return (refined * weight - 0.5 * weight.square() * fisher).abs()
