@@ -133,7 +133,7 @@ def overlap(keep: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """
     found = {}
     for left, right in itertools.combinations(keep, 2):
-        either = int((~(keep[left] & keep[right])).sum())
-        both = int((~(keep[left] | keep[right])).sum())
+        either = int(torch.count_nonzero(~(keep[left] & keep[right])))
+        both = int(torch.count_nonzero(~(keep[left] | keep[right])))
         found[f"{left}/{right}"] = round(both / either, 4) if either else 1.0
     return found

@@ -292,12 +292,17 @@ class Unitwise(Chooser):
                 raise NumericalError(f"repaired weights must be finite, and {matrix.name} is not: raise damping")
             mask = pruned[matrix.name]
             facts = MatrixFacts(
-                matrix.name, matrix.block, matrix.kind, matrix.shape, int(mask.sum()), int((view == 0).sum())
+                matrix.name,
+                matrix.block,
+                matrix.kind,
+                matrix.shape,
+                int(mask.sum()),
+                int(torch.count_nonzero(view == 0)),
             )
             if self.cuts:
                 whole = self._cut_matrix(matrix)
                 facts.shape, facts.pruned = (whole.shape[0], whole.shape[1]), 0
-                facts.zeros = int((whole == 0).sum())
+                facts.zeros = int(torch.count_nonzero(whole == 0))
             self.matrix_facts[matrix.name] = facts
 
     def _cut_matrix(self, matrix: Matrix) -> torch.Tensor:

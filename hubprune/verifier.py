@@ -152,7 +152,7 @@ def _check_finite(saved: _Saved) -> str:
 def _check_zeros(saved: _Saved) -> str:
     wrong, zeros = [], 0
     for facts, view in saved.pruned():
-        found = int((view == 0).sum())
+        found = int(torch.count_nonzero(view == 0))
         zeros += found
         if tuple(view.shape) != tuple(facts.shape):
             wrong.append(f"{facts.name} is {tuple(view.shape)}, reported {tuple(facts.shape)}")
@@ -213,7 +213,7 @@ def _check_groups(saved: _Saved) -> str | None:
             raise CheckFailed(f"{facts.name} has {view.shape[1]} input columns, not divisible by {pattern.group}")
         kept = (view != 0).reshape(view.shape[0], -1, pattern.group).sum(-1)
         groups += kept.numel()
-        broken = int((kept > pattern.keep).sum())
+        broken = int(torch.count_nonzero(kept > pattern.keep))
         if broken:
             wrong.append(f"{facts.name} ({broken} groups)")
     if wrong:

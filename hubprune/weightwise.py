@@ -107,7 +107,7 @@ class Weightwise(Chooser):
         """Choose among the weights of all matrices at once."""
         assert isinstance(self.pattern, Unstructured)  # N:M has no scope
         total = sum(matrix.view().numel() for block in self.by_block for matrix in block)
-        apart = sum(int((~keep).sum()) for keep in self.keep.values())
+        apart = sum(int(torch.count_nonzero(~keep)) for keep in self.keep.values())
         removed = masks.removed_count(total, self.pattern.sparsity) - apart
         self.keep |= masks.keep_masks_of_model(self.scores, removed)
         self.scores.clear()
@@ -164,7 +164,7 @@ class Weightwise(Chooser):
             raise NumericalError(
                 f"repaired weights must be finite, and {matrix.name} is not: use damping above {damping}"
             )
-        pruned, zeros = int((~keep).sum()), int((view == 0).sum())
+        pruned, zeros = int(torch.count_nonzero(~keep)), int(torch.count_nonzero(view == 0))
         self.facts[matrix.name] = MatrixFacts(
             matrix.name, matrix.block, matrix.kind, matrix.shape, pruned, zeros, damping, overlap
         )

@@ -50,7 +50,7 @@ class Zeros:
         """
         for matrix in matrices:
             before, zero = self.mask(matrix), matrix.view() == 0
-            lost = int((before & ~zero).sum())
+            lost = int(torch.count_nonzero(before & ~zero))
             if lost:
                 raise VerificationError(
                     f"recovery must keep every zero, and {lost} of {int(before.sum())} in {matrix.name} are zero no "
