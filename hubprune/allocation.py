@@ -28,14 +28,14 @@ class Allocation:
         groups: The units of the model; empty for layers.
         removed: How many go, by the name of the group.
         layers: Layers that go.
-        multiple: What is left of a feed-forward network is a multiple of this; 1 where nothing is cut out.
+        multiple: What is left of every feed-forward network was rounded to a multiple of this; None where they differ.
         result: The smaller model without its weights, where units are cut out.
     """
 
     groups: tuple[Group, ...]
     removed: dict[str, int]
     layers: int = 0
-    multiple: int = 1
+    multiple: int | None = 1
     result: PreTrainedModel | None = None
 
 
@@ -82,12 +82,13 @@ def allocate(model: PreTrainedModel, config: PruningConfig) -> Allocation:
     groups = find_groups(model, pattern.units)
     share = _share_of_units(model, groups, pattern)
     cuts = config.resolved_application() == "remove"
-    multiple = config.multiple or _multiple(weights_in(model)) if cuts else 1
-    removed = {}
+    multiple = config.multiple or (_multiple(weights_in(model)) if cuts else 1)
+    removed, steps = {}, set()
     for group in groups:
         step = multiple if group.unit == "ffn_neuron" else 1
         while not config.multiple and step > 1 and 8 * step > group.count:
             step //= 2
+        steps |= {step} if group.unit == "ffn_neuron" else set()
         left = group.count - removed_count(group.count, share)
         if step > 1:
             left = min(max(step, int(left / step + 0.5) * step), group.count)
@@ -96,7 +97,8 @@ def allocate(model: PreTrainedModel, config: PruningConfig) -> Allocation:
             _check_some(removed[group.name], group.count, group.unit, pattern)
     left_of = {group.name: group.count - removed[group.name] for group in groups}
     result = check_legal(model, groups, left_of) if cuts else None
-    return Allocation(tuple(groups), removed, multiple=multiple, result=result)
+    rounded = 1 if not steps else steps.pop() if len(steps) == 1 else None
+    return Allocation(tuple(groups), removed, multiple=rounded, result=result)
 
 
 def _multiple(parameters: int) -> int:

@@ -1,4 +1,4 @@
-"""The calibration text of a finished run, read again from its record: a model is not measured on what shaped it."""
+"""The text of a finished run, read again from its record: a model is not measured on what shaped it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hubprune.report import PruningReport
 def read_again(
     report: PruningReport | None, tokenizer: Any, *, token: str | bool | None = None, progress: bool = True
 ) -> tuple[list[Corpus], list[str]]:
-    """Read the calibration text of a run once more, at its commits.
+    """Read the text that a model was calibrated and recovered on once more, at its commits.
 
     Args:
         report: The record of the run; None for a model that was not pruned by hubprune.
@@ -29,6 +29,26 @@ def read_again(
     notes: list[str] = []
     if report is None:
         return found, notes
+    used = [("calibrated", facts) for facts in report.corpora]
+    used += [("recovered", facts) for facts in (report.recovery.corpora if report.recovery is not None else [])]
+    for what, facts in used:
+        questions = report.options.get("labels") == "pseudo" and facts.name == TASK
+        unknown = f"whether an evaluation text was in the {facts.name} text that the model was {what} on is not known"
+        if not facts.sources:
+            notes.append(f"{unknown}: that text was given in memory")
+            continue
+        try:
+            corpus = _corpus(facts, tokenizer, token, progress, pairs=report.base.paired, questions=questions)
+        except (AccessError, CorpusError, NotFoundError, OfflineError) as error:
+            notes.append(f"{unknown}: {error}")
+            continue
+        same = corpus.facts.token_sha256 == facts.token_sha256
+        if not same:
+            notes.append(f"{unknown} for certain: read again, that text is another one")
+        # A recovery passes over the text that it is measured on, which its record does not tell.
+        if same or what == "calibrated":
+            found.append(corpus)
+    return found, notes
     for facts in report.corpora:
         questions = report.options.get("labels") == "pseudo" and facts.name == TASK
         unknown = (

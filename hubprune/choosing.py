@@ -102,6 +102,9 @@ class Chooser(ABC):
     def widths(self, index: int) -> dict[str, int]:
         """Width of each such mask."""
 
+    def close(self) -> None:  # noqa: B027 (most change nothing)
+        """Undo what was done to the model to look into it; also when a run is broken off."""
+
     @abstractmethod
     def note(self, index: int, stage: str) -> dict[str, Any]:
         """What is known of a block, in JSON types."""

@@ -31,8 +31,9 @@ class PruningConfig:
         share_of: What ``sparsity`` is a share of when units are removed: the ``units``, the weights of all ``blocks``,
             or all parameters of the ``model``.
         repair: Whether the remaining weights make up for units that are removed. None: yes, except with ``zero``.
-        multiple: When units are removed physically, how many are left is a multiple of this. None: 128 from two
-            billion parameters on, 64 from a hundred million, 8 below.
+        multiple: How many neurons are left in a feed-forward network is a multiple of this. None: when they are
+            removed physically, 128 from two billion parameters on, 64 from a hundred million, 8 below, halved until
+            it is at most an eighth of their number; when they are masked, 1.
         targets: Names of the matrices to prune; empty for every linear map of the decoder blocks. A name is a full
             module name, a last component (``q_proj``), or ``re:`` and a regular expression matched from the start.
         ignore: Matrices left alone, in the same notation.

@@ -92,7 +92,7 @@ def perplexity(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1 sequence, got {batch_size}")
     paired = is_paired(model.config)
-    windows = examples(corpus) if paired else cut(corpus, window, stride, start)
+    windows = windows_of(model, corpus, window, stride, start)
     losses, counts = _scored(model, corpus.name, windows, batch_size, progress)
     mean, stderr = _mean_and_error(losses, counts)
     if not mean < MOST_NATS:
@@ -151,6 +151,13 @@ def _layout(corpus: Corpus) -> str:
     if corpus.facts.join is not None:
         return "joined"
     return "packed" if corpus.facts.packing else "separate"
+
+
+def windows_of(
+    model: Any, corpus: Corpus, window: int | None = None, stride: int | None = None, start: int | None = None
+) -> list[Window]:
+    """What a model is measured on; arguments and errors as for ``cut`` and ``examples``."""
+    return examples(corpus) if is_paired(model.config) else cut(corpus, window, stride, start)
 
 
 def examples(corpus: Corpus) -> list[Window]:

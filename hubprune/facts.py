@@ -267,6 +267,11 @@ class Perplexity:
     text_bytes: int | None = None
     bits_per_byte: float | None = None
 
+    @property
+    def protocol(self) -> tuple[object, ...]:
+        """What two rows must have in common to be compared."""
+        return self.fingerprint, self.window, self.stride, self.windows, self.bos, self.layout, self.join
+
 
 @dataclass
 class Probe:

@@ -7,10 +7,10 @@ blocks already pruned (as Wanda and SparseGPT do). Repairing the remaining weigh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Loop:
         """Prune every block and fill the report's rows."""
         chooser = self.chooser
         on_dense = chooser.gradients is not None or chooser.whole_model
-        with self.bar:
+        with self.bar, contextlib.closing(chooser):
             if on_dense:
                 self._score_dense()
             if chooser.repairs or not on_dense:
@@ -180,7 +180,7 @@ class Loop:
             for name in self._names({*corpora, *singly})
         }
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stage(self, name: str, steps: int) -> Iterator[None]:
         """Time a stage of the run and add its steps to the progress bar."""
         self.bar.total = (self.bar.total or 0) + steps

@@ -119,7 +119,7 @@ def prune(
         check_fits(corpus, model)
     report = PruningReport(
         base=describe(model, model_id=model.config.name_or_path or ""),
-        config={**config.to_dict(), "method": method},
+        config={**config.to_dict(), **work.settled, "method": method},
         pattern=str(config.resolved_pattern()),
         application=config.resolved_application(),
         options=config.resolved_options() if method == config.method else {},
@@ -203,6 +203,12 @@ class _Work:
     def layers(self) -> int:
         """Layers that go."""
         return self.allocation.layers if self.units else 0
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Settings that were left to the model's size, as they were found: a run with them gives the same widths."""
+        multiple = self.allocation.multiple if self.units and not self.layers else None
+        return {} if multiple in (None, 1) else {"multiple": multiple}
 
     @property
     def touched(self) -> Touched:

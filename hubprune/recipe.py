@@ -231,7 +231,8 @@ def cli_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     again = _recovery_command(report)
     if again is None:
         return None
-    push = "\n" + shlex.join(["hubprune", "push", "pruned-model", repo_id]) if repo_id else ""
+    code = ["--trust-remote-code"] if report.base.trust_remote_code else []
+    push = "\n" + shlex.join(["hubprune", "push", "pruned-model", repo_id, *code]) if repo_id else ""
     return f"{shlex.join(words)}\n{shlex.join(again)}{push}"
 
 
@@ -281,4 +282,4 @@ def _recovery_command(report: PruningReport) -> list[str] | None:
         else:
             for one in value if isinstance(value, list) else [value]:
                 words += [option, str(one)]
-    return words
+    return words + (["--trust-remote-code"] if report.base.trust_remote_code else [])

@@ -23,7 +23,8 @@ from hubprune.architecture import Matrix
 from hubprune.calibration import Corpus
 from hubprune.energy import metered
 from hubprune.errors import UsageError
-from hubprune.evaluation import perplexity
+from hubprune.evaluation import perplexity, windows_of
+from hubprune.facts import Perplexity
 from hubprune.opening import Opening
 from hubprune.outcomes import LossPoint, RecoveryFacts
 from hubprune.reconstruct import reconstruct
@@ -237,12 +238,18 @@ def measure_before(model: Any, plan: RecoveryPlan, report: PruningReport, progre
     """Measure the pruned model where its perplexity on the same text is not known yet."""
     for label, corpus in plan.evaluation.items():
         rows = [row for row in report.evaluation if row.corpus == label]
-        same = [row for row in rows if row.fingerprint == corpus.facts.fingerprint]
+        same = [row for row in rows if _measured_alike(row, model, corpus)]
         if not any(row.variant == "pruned" for row in same):
             for row in rows:
                 report.evaluation.remove(row)
             report.evaluation += [*(row for row in same if row.variant == "base")]
             report.evaluation.append(_perplexity(model, corpus, "pruned", plan, progress))
+
+
+def _measured_alike(row: Perplexity, model: Any, corpus: Corpus) -> bool:
+    """Whether a row was measured on a text sequence by sequence, as is done here."""
+    tokens = sum(len(one.ids) - one.context for one in windows_of(model, corpus))
+    return (row.fingerprint, row.stride, row.tokens) == (corpus.facts.fingerprint, row.window, tokens)
 
 
 def measure_after(model: Any, plan: RecoveryPlan, report: PruningReport, progress: bool) -> None:

@@ -124,8 +124,15 @@ class PruningReport:
         return table
 
     def record(self, found: Evaluation) -> None:
-        """Take over what was measured later: a row takes the place of an earlier one of the same thing."""
-        self.evaluation = _newest(self.evaluation, found.perplexities, "variant", "corpus")
+        """Take over what was measured later: a row takes the place of an earlier one of the same thing.
+
+        Perplexities of a text that was measured in another way before are dropped: they do not compare.
+        """
+        protocols: dict[str, set[object]] = {}
+        for row in found.perplexities:
+            protocols.setdefault(row.corpus, set()).add(row.protocol)
+        alike = [row for row in self.evaluation if row.protocol in protocols.get(row.corpus, {row.protocol})]
+        self.evaluation = _newest(alike, found.perplexities, "variant", "corpus")
         self.tasks = _newest(self.tasks, found.tasks, "variant", "task", "metric")
         again = {row.variant for row in found.answers}
         self.answers = [row for row in self.answers if row.variant not in again] + found.answers

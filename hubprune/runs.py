@@ -306,7 +306,7 @@ def shrink(model: PreTrainedModel, report: PruningReport) -> PreTrainedModel:
         )
     small = flow.smaller(model, report)
     report.application = "remove"
-    report.config["application"] = "remove"
+    report.config |= {"application": "remove", "multiple": report.config.get("multiple") or 1}
     matrices = {matrix.name: matrix for matrix in find_matrices(small)}
     for row in report.matrices:
         view = matrices[row.name].view()

@@ -12,11 +12,14 @@ from hubprune.architecture import Matrix
 from hubprune.attention import AttentionWatch
 from hubprune.calibration import Corpus
 from hubprune.engine import Engine, Flow, GradientSink
+from hubprune.facts import UnitFacts
 from hubprune.inputs import InputSink
 from hubprune.unit_criterion import Example, UnitCriterion, UnitView
 from hubprune.units import Group
 
 Rows = dict[str, torch.Tensor]
+# From this share of a ranking on, what dimensions have in common is hardly more than chance.
+DISAGREE = 0.9
 
 
 class UnitEvidence:
@@ -124,11 +127,15 @@ class UnitEvidence:
         return add
 
     def rows(self, group: Group) -> tuple[Rows, Rows]:
-        """Rows of all processes, in their order: what was observed of a group, and what gradients said, by corpus."""
+        """Rows of all processes, in their order: what was observed of a group, and what gradients said, by corpus.
+
+        A corpus of which nothing reached the group is left out.
+        """
         nothing = [torch.zeros(0, group.count)]
         observed = {
             name: torch.cat(ranks.gather(self._seen.get((group.name, name), [])) or nothing) for name in self.observed
         }
+        observed = {name: rows for name, rows in observed.items() if bool(rows.any())}
         mine = self._flowed.get(group.name)
         if mine is None:
             return observed, {}
@@ -136,3 +143,15 @@ class UnitEvidence:
         parts = torch.stack(mine).split(counts)
         gathered = (torch.stack(ranks.gather(list(part))) for part in parts)
         return observed, dict(zip(self.attributed, gathered, strict=True))
+
+
+def disagreements(rows: Sequence[UnitFacts]) -> list[str]:
+    """A warning where the dimensions of Cus-Prun want to keep different units."""
+    far = [row for row in rows if row.overlap and row.reached is not None and row.reached > DISAGREE]
+    if not far:
+        return []
+    worst = max(far, key=lambda row: row.reached or 0.0)
+    return [
+        f"the dimensions disagree in {len(far)} of {len(rows)} places: units up to {worst.reached:.0%} of a ranking "
+        f"had to go ({worst.name}); give fewer dimensions or remove less"
+    ]

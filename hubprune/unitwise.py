@@ -30,11 +30,8 @@ from hubprune.scoring import Scoring
 from hubprune.stats import Hessian
 from hubprune.sweeps import Sinks
 from hubprune.unit_criterion import UnitCriterion
-from hubprune.unit_evidence import UnitEvidence
+from hubprune.unit_evidence import UnitEvidence, disagreements
 from hubprune.units import Group, Slice
-
-# From this share of a ranking on, what dimensions have in common is hardly more than chance.
-DISAGREE = 0.9
 
 
 class Unitwise(Chooser):
@@ -137,6 +134,11 @@ class Unitwise(Chooser):
             self.units.take_losses(losses)
         return self.units.gradients(self.by_block[index])
 
+    def close(self) -> None:
+        """Look no longer at the model's attention."""
+        if self.units is not None:
+            self.units.end()
+
     # What it decides
 
     def decide(self, index: int) -> None:
@@ -207,12 +209,16 @@ class Unitwise(Chooser):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Scores, units that stay, and the reasons, by a criterion of units."""
         view, (observed, attributed) = known.view(group), known.rows(group)
-        scores = known.criterion.unit_scores(view, observed, attributed, known.examples).float().cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise NumericalError(f"scores must be finite, and those of {group.name} are not: load it in float32")
-        if bool(scores.max() == scores.min()) and view.weight is not None:
-            scores = view.size().cpu()
+        blind = bool(known.observed) and not observed  # an expert that no token was sent to
+        if not blind:
+            scores = known.criterion.unit_scores(view, observed, attributed, known.examples).float().cpu()
+            if not bool(torch.isfinite(scores).all()):
+                raise NumericalError(f"scores must be finite, and those of {group.name} are not: load it in float32")
+            blind = bool(scores.max() == scores.min())
+        if blind and view.weight is not None:  # nothing tells the units apart
             self.unranked.append(group.name)
+            scores = view.size().cpu()
+            return scores, masks.keep_block(scores[None], removed)[0], {}
         keep = known.criterion.select(view, scores, observed, removed) if removed else None
         if keep is None:
             keep = masks.keep_block(scores[None], removed)[0]
@@ -362,7 +368,7 @@ class Unitwise(Chooser):
                 f"nothing told the units of {len(self.unranked)} places apart ({names}): they were ranked by the size "
                 "of their weights"
             )
-        self.warnings += _disagreements(list(self.facts.values()))
+        self.warnings += disagreements(list(self.facts.values()))
         groups = [group for block in self.by_block for group in block]
         ordered = dict.fromkeys(matrix.name for group in groups for matrix in group.matrices)
         return [self.matrix_facts[name] for name in ordered], [self.facts[group.name] for group in groups]
@@ -383,15 +389,3 @@ def _axis(part: Slice) -> int:
 def _size(scores: torch.Tensor) -> torch.Tensor:
     """The mean magnitude of scores, a scalar."""
     return scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
-
-
-def _disagreements(rows: Sequence[UnitFacts]) -> list[str]:
-    """A warning where the dimensions of Cus-Prun want to keep different units."""
-    far = [row for row in rows if row.reached is not None and row.reached > DISAGREE]
-    if not far:
-        return []
-    worst = max(far, key=lambda row: row.reached or 0.0)
-    return [
-        f"the dimensions disagree in {len(far)} of {len(rows)} places: units up to {worst.reached:.0%} of a ranking "
-        f"had to go ({worst.name}); give fewer dimensions or remove less"
-    ]

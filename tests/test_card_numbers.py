@@ -122,7 +122,7 @@ def derived(report: PruningReport) -> set[str]:
     if gone:
         weights = sum((row.count - row.kept) * row.weights for row in report.units)
         whole = sum(row.count * row.weights for row in report.units)
-        found |= {str(len(report.units)), str(gone), f"{weights:,}"}
+        found |= {str(len(report.units)), str(gone), f"{weights:,}", *(str(row.kept) for row in report.units)}
         found |= {percent(weights, one) for one in (whole, totals.blocks, totals.parameters)}
     for row in report.perplexities().values():
         base, pruned, own = row["base"].perplexity, row["pruned"].perplexity, row[report.result].perplexity

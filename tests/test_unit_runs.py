@@ -118,7 +118,9 @@ def test_a_smaller_model_loads_in_a_fresh_process_and_its_card_says_so(tmp_path)
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "**50 % of the FFN neurons of every layer** cut out by Wanda-sp" in card
     assert f"{report.totals.left:,} are left" in card
-    assert "| `ffn_neuron` | 3 | 48 | 72 |" in card
+    assert report.config["multiple"] == 4  # eight, halved where there are few neurons
+    assert "How many neurons are left in a layer was rounded to a multiple of 4." in card
+    assert "| `ffn_neuron` | 3 | 48 | 24 | 72 |" in card
     assert "structured-pruning" in card
     assert "Memory and speed in transformers, vLLM" not in card
 

@@ -75,8 +75,11 @@ def export(
         try:
             done = publish_export(folder, push, token=token, commit_message=commit_message, create_pr=create_pr)
         except Exception as error:
-            again = shlex.join(["hubprune", "export", model, "--format", format, *(["--int8"] if int8 else [])])
-            error.add_note(f"the graph is in {folder}; push it with: {again} --push {push}")
+            words = ["hubprune", "export", model, "--format", format, *(["--int8"] if int8 else [])]
+            words += [] if revision is None else ["--revision", revision]
+            words += [] if out is None else ["--out", str(out)]
+            words += ["--trust-remote-code"] if trust_remote_code else []
+            error.add_note(f"the graph is in {folder}; push it with: {shlex.join([*words, '--push', push])}")
             raise
         places["on the Hub"] = tables.destination(done)
     tables.show(tables.exported(facts, places))

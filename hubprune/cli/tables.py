@@ -182,6 +182,7 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
     totals = report.totals
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.timings.items())
     memory = size(report.peak_memory_bytes)
+    multiple = report.config.get("multiple")
     if report.peak_gpu_memory_bytes is not None:
         memory += f", on the GPU {size(report.peak_gpu_memory_bytes)}"
     rows = [
@@ -197,6 +198,7 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         ),
         ("of all parameters", f"{_percent(totals.share_of_all)} of {totals.parameters:,}"),
         *([("parameters left", f"{totals.left:,}")] if report.application == "remove" else []),
+        *([("neurons left in a layer", f"a multiple of {multiple}")] if (multiple or 1) > 1 else []),
         ("time", f"{sum(report.timings.values()):.1f} s ({stages})"),
         ("peak memory", memory),
         *places.items(),
