@@ -66,7 +66,7 @@ class Reader:
         # What calibration read was passed over when the pruned model was measured.
         used = [key for name, config in known.items() for key in self._load(config, name).keys] if rows else []
         for label, row in rows.items():
-            test = self._measured(row)
+            test = self._measured(row, report)
             if test is None and label in known:
                 split = held_out(known[label], num_samples=EVALUATION_SAMPLES, token=self.token)
                 test = None if split is None else self._load(split, label, exclude=used)
@@ -78,13 +78,14 @@ class Reader:
                 found[label] = test
         return found, warnings
 
-    def _measured(self, row: Perplexity) -> Corpus | None:
+    def _measured(self, row: Perplexity, report: PruningReport) -> Corpus | None:
         """The text that a row of the report was measured on, by the data sets it names; None if it is another now."""
         if not row.sources:
             return None
-        lengths = {"num_samples": EVALUATION_SAMPLES, "sequence_length": row.window}
+        config = parse_corpus(report.text_of(row))
+        config = dataclasses.replace(config, num_samples=EVALUATION_SAMPLES, sequence_length=row.window)
         try:
-            found = self._load("+".join(row.sources), row.corpus, **lengths)
+            found = self._load(config, row.corpus)
         except (AccessError, CorpusError, NotFoundError, OfflineError):
             return None
         return found if found.facts.fingerprint == row.fingerprint else None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.carddata import PrunedModelCardData
+from hubprune.corpora import CorpusConfig, parse_source
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import (
     BaseFacts,
@@ -122,6 +123,23 @@ class PruningReport:
         for row in self.evaluation:
             table.setdefault(row.corpus, {})[row.variant] = row
         return table
+
+    def text_of(self, row: Perplexity) -> str | CorpusConfig:
+        """What a row was measured on, as something that can be read again.
+
+        A row names data sets only: one that calibration read by a template or column of the user's own is read so.
+        """
+        own = {source.dataset: source for corpus in self.corpora for source in corpus.sources}
+        parsed = [parse_source(name) for name in row.sources]
+        sources = [
+            source
+            if source.template is not None or (used := own.get(source.dataset)) is None
+            else dataclasses.replace(source, template=used.template, text_column=used.text_column, answer=used.answer)
+            for source in parsed
+        ]
+        if sources == parsed:
+            return "+".join(row.sources)
+        return CorpusConfig(tuple(sources), sequence_length=row.window)
 
     def record(self, found: Evaluation) -> None:
         """Take over what was measured later: a row takes the place of an earlier one of the same thing.

@@ -209,13 +209,14 @@ class Unitwise(Chooser):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Scores, units that stay, and the reasons, by a criterion of units."""
         view, (observed, attributed) = known.view(group), known.rows(group)
-        blind = bool(known.observed) and not observed  # an expert that no token was sent to
+        sized = view.weight is not None
+        blind = sized and bool(known.observed) and not observed  # an expert that no token was sent to
         if not blind:
             scores = known.criterion.unit_scores(view, observed, attributed, known.examples).float().cpu()
             if not bool(torch.isfinite(scores).all()):
                 raise NumericalError(f"scores must be finite, and those of {group.name} are not: load it in float32")
-            blind = bool(scores.max() == scores.min())
-        if blind and view.weight is not None:  # nothing tells the units apart
+            blind = sized and bool(scores.max() == scores.min())
+        if blind:  # nothing tells the units apart
             self.unranked.append(group.name)
             scores = view.size().cpu()
             return scores, masks.keep_block(scores[None], removed)[0], {}

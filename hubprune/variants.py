@@ -163,7 +163,7 @@ def _variant(
     return Variant(name, opening, own_tokenizer=tokenizer)
 
 
-def recorded_texts(variants: Sequence[Variant]) -> dict[str, str]:
+def recorded_texts(variants: Sequence[Variant]) -> dict[str, Any]:
     """The texts that the models' records name, by label."""
-    rows = [row for one in variants if one.report is not None for row in one.report.evaluation if row.sources]
-    return {row.corpus: "+".join(row.sources) for row in rows}
+    reports = [one.report for one in variants if one.report is not None]
+    return {row.corpus: report.text_of(row) for report in reports for row in report.evaluation if row.sources}

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import hubprune
 from hubprune import AutoPrunedModelForCausalLM, PruningReport, RecoveryConfig, recover, verify
 from hubprune.architecture import find_matrices
+from hubprune.card import render_card
 from hubprune.cli import main
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import ConfigError, CorpusError, UsageError
@@ -232,6 +233,10 @@ def test_training_that_only_does_harm_leaves_the_weights_as_they_were_pruned(pru
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = model.recover(**{**BRIEF, "steps": 2, "learning_rate": 30.0}, evaluation=None, progress=False)
     assert report.recovery.kept_step == 0
+    card = render_card(report)
+    assert "the weights are those of the pruned model" in card
+    assert "(" + f"{report.recovery.tokens:,}" + " tokens) and thrown away" in card
+    assert "were recovered by" not in card
     assert any("never lowered the held-out loss" in warning for warning in report.warnings)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -277,6 +282,32 @@ def test_token_ids_of_the_users_own_are_cut_to_the_shares(pruned: Any) -> None:
     fields = {**BRIEF, "steps": 1, "domain_ratio": 0.75}
     facts = model.recover(**fields, general=ids, domain=ids + 1, evaluation=None, progress=False).recovery
     assert {corpus.name: corpus.num_sequences for corpus in facts.corpora} == {"general": 3, "domain": 10}
+
+
+def test_a_model_is_not_measured_on_text_that_it_was_recovered_on(pruned: Any) -> None:
+    model = copy.deepcopy(pruned[0])
+    model.recover(**{**BRIEF, "steps": 1, "domain_ratio": 1.0}, domain=LEGAL_ID, evaluation=None, progress=False)
+    with pytest.raises(CorpusError, match="law evaluation text shares .* of its documents with the domain corpus"):
+        model.evaluate({"law": f"{LEGAL_ID}:default:train"}, base=None, num_samples=4, progress=False)
+    found = model.evaluate({"law": f"{LEGAL_ID}:default:test"}, base=None, num_samples=2, progress=False)
+    assert [row.variant for row in found.perplexities] == ["recovered"]
+
+
+def test_recovered_and_pruned_are_compared_in_the_way_both_were_measured(pruned: Any) -> None:
+    model = copy.deepcopy(pruned[0])
+    texts = {"domain": TESTS["domain"]}
+    strided = model.evaluate(texts, base=None, num_samples=2, sequence_length=32, stride=8, progress=False)
+    model.hubprune_report.evaluation = []
+    model.hubprune_report.record(strided)
+    texts = {
+        "domain": hubprune.CorpusConfig.from_dict(
+            {"sources": [TESTS["domain"]], "num_samples": 2, "sequence_length": 32}
+        )
+    }
+    report = model.recover(**{**BRIEF, "steps": 1}, evaluation=texts, progress=False)
+    rows = report.perplexities()["domain"]
+    assert rows["pruned"].protocol == rows["recovered"].protocol
+    assert rows["pruned"].stride == 32
 
 
 def test_text_that_is_measured_on_is_not_trained_on(pruned: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubprune.carddata import PrunedModelCardData
+from hubprune.corpora import CorpusConfig, SourceConfig
 from hubprune.errors import OutputError, UsageError
 from hubprune.facts import (
     BaseFacts,
@@ -220,6 +221,31 @@ def test_what_is_measured_later_takes_the_place_of_what_was_measured_of_the_same
     assert report.warnings == ["a word", "another word"]
     report.record(Evaluation())
     assert (report.speeds, report.measured_on) == ([speed], {"processor": "another"})
+
+
+def test_rows_that_were_measured_in_another_way_are_dropped() -> None:
+    def row(variant: str, corpus: str, window: int, fingerprint: str = "f") -> Perplexity:
+        return Perplexity(variant, corpus, 9.0, 0.1, 90, 3, window, window, False, [], fingerprint)
+
+    report = PruningReport(evaluation=[row(v, c, 64) for c in ("legal", "news") for v in ("base", "pruned")])
+    report.record(Evaluation([row("base", "legal", 128), row("recovered", "legal", 128)]))
+    assert [(one.variant, one.corpus, one.window) for one in report.evaluation] == [
+        ("base", "news", 64),
+        ("pruned", "news", 64),
+        ("base", "legal", 128),
+        ("recovered", "legal", 128),
+    ]
+
+
+def test_a_text_of_the_record_is_read_by_the_template_of_the_calibration() -> None:
+    source = SourceFacts("org/qa", None, "train", template="{q} {a}", answer="{a}")
+    report = PruningReport(corpora=[CorpusFacts("domain", [source])])
+    row = Perplexity("base", "domain", 9.0, 0.1, 90, 3, 64, 64, False, ["org/qa:default:test"])
+    config = report.text_of(row)
+    assert isinstance(config, CorpusConfig)
+    assert config.sequence_length == 64
+    assert config.sources == (SourceConfig("org/qa", "default", "test", template="{q} {a}", answer="{a}"),)
+    assert report.text_of(dataclasses.replace(row, sources=["org/other:default:test"])) == "org/other:default:test"
 
 
 def test_the_summary_recognises_a_pruned_model() -> None:

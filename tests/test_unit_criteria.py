@@ -76,6 +76,34 @@ def test_dimensions_that_disagree_are_told():
         assert any("the dimensions disagree in " in warning for warning in report.warnings) == told
 
 
+def test_one_dimension_has_none_to_disagree_with():
+    config = PruningConfig("cus-prun", sparsity=0.95, application="zero")
+    report = prune(build("llama"), None, config, {"domain": CORPORA["domain"]}, progress=False)
+    assert [warning for warning in report.warnings if "disagree" in warning] == []
+
+
+@pytest.mark.parametrize("method", ["cus-prun", "mutual-information"])
+def test_neurons_of_an_expert_that_no_token_was_sent_to_go_by_their_size(method):
+    model = build("mixtral")
+    text = {"domain": torch.full((4, 12), 7)}  # all tokens alike, so that the router sees one vector in each block
+    seen = {}
+    routers = [layer.mlp.gate for layer in model.model.layers]
+    for index, router in enumerate(routers):
+        router.register_forward_pre_hook(
+            lambda _, given, index=index: seen.update({index: given[0].reshape(-1, 32)[0]})
+        )
+    with torch.no_grad():
+        for index, router in enumerate(routers):
+            model(input_ids=text["domain"])
+            router.weight.zero_()
+            router.weight[2] = -seen[index]
+    report = prune(model, None, PruningConfig(method, sparsity=0.25, application="zero"), text, progress=False)
+    assert [told for told in report.warnings if "model.layers.0.mlp.experts[2]" in told and "by the size" in told]
+    (row,) = (row for row in report.units if row.name == "model.layers.0.mlp.experts[2]")
+    assert len(row.removed_indices) == row.count // 4
+    assert row.removed_indices != list(range(row.count // 4))
+
+
 # Attribution
 
 
@@ -280,10 +308,18 @@ def test_dimensions_of_queries_and_keys_are_scored_by_what_attention_loses(famil
         assert float(seen[group.name][0, unit]) == pytest.approx(expected, rel=2e-3, abs=1e-6)
 
 
+class BrokenOff(CusPrun):
+    def observe(self, view, inputs):
+        raise RuntimeError("broken off")
+
+
 def test_attention_dimensions_are_masked_and_the_model_stays_as_large():
     model = build("llama")
     config = PruningConfig("cus-prun", unit="ffn_neuron+attention_dim", sparsity=0.25, application="zero")
     report = prune(model, None, config, CORPORA, progress=False)
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(RuntimeError, match="broken off"):
+        prune(model, None, config, CORPORA, criterion=BrokenOff(), progress=False)
     assert model.config._attn_implementation == "sdpa"
     kinds = [(row.unit, row.name.rpartition(".")[2], row.count, row.count - row.kept) for row in report.units[:3]]
     assert kinds == [

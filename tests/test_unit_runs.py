@@ -182,6 +182,17 @@ def test_a_kv_count_that_cannot_be_is_refused_before_weights_are_read(tmp_path, 
         prune(base, None, PruningConfig("random", unit="kv_group", sparsity=0.5), CORPORA, out=tmp_path / "out")
 
 
+def test_a_multiple_holds_for_masked_units_too_and_shrinking_records_it():
+    for multiple, left in ((None, 38), (16, 32)):
+        model = build("llama")
+        config = PruningConfig("wanda-sp", sparsity=0.2, application="compensate", multiple=multiple)
+        report = prune(model, None, config, CORPORA, progress=False)
+        assert {row.kept for row in report.units} == {left}
+        assert shrink(model, report).config.intermediate_size == left
+        # What repeats this run cuts units out, and must not round to what suits the size of the model.
+        assert report.config["multiple"] == (multiple or 1)
+
+
 def test_shrunk_in_memory_is_what_the_folder_holds(tmp_path):
     model = build("llama")
     base = folder_of(model, tmp_path)
