@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hubprune import space_publisher
 from hubprune.card import render_card
 from hubprune.carddata import PrunedModelCardData
-from hubprune.errors import HubPruneError, OutputError, UsageError
+from hubprune.errors import HubPruneError, OutputError, SpaceError, UsageError
 from hubprune.evalresults import PATHS
 from hubprune.exportrecord import FORMATS, RECORD_NAME, ExportRecord, weights_sha256
 from hubprune.facts import BaseFacts, Totals
@@ -213,8 +213,35 @@ def publish_folder(
         except ValueError as error:
             raise OutputError(f"{repo_id} refuses the push ({error}): mend the folder or the arguments") from error
     if home is not None:
-        space_publisher.follow_model(home, report, commit, path, private=private, api=api)
+        try:
+            space_publisher.follow_model(home, report, commit, path, private=private, api=api)
+        except SpaceError as error:
+            if not home.exists:
+                error.commit_url = str(_without_space(api, path, repo_id, report, remote, commit, revision).commit_url)
+            raise
     return commit
+
+
+def _without_space(
+    api: HfApi,
+    path: Path,
+    repo_id: str,
+    report: PruningReport,
+    remote: _Remote,
+    commit: CommitInfo,
+    branch: str | None,
+) -> CommitInfo:
+    """Take the link to a Space that could not be made out of card and report; the newest commit."""
+    report.space = remote.report.space if remote.report is not None else None
+    report.save(path)
+    _write_readme(path, repo_id, report, remote)
+    told = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path / name) for name in (README, REPORT_NAME)]
+    try:
+        return api.create_commit(
+            repo_id, told, commit_message="Take out the link to a Space", parent_commit=commit.oid
+        )
+    except (HfHubHTTPError, OSError):  # the card keeps a link that leads nowhere yet
+        return commit
 
 
 def check_push(

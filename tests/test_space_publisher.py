@@ -107,6 +107,9 @@ def test_without_pro_the_model_is_there_and_the_error_says_how_to_go_on(
     assert "PRO subscription" in message
     assert "hf_" not in message
     assert "model.safetensors" in guest.list_repo_files(repo_id)
+    card = Path(guest.hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8")
+    assert "the Space" not in card  # which there is not
+    assert PruningReport.load(folder).space is None
     assert caught.value.commit_url.endswith(str(guest.model_info(repo_id).sha))
     assert not guest.repo_exists(repo_id, repo_type="space")
     kept = Path(constants.HF_HOME) / "hubprune" / "spaces" / repo_id.replace("/", "--")
