@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -236,12 +236,9 @@ def _without_space(
     report.save(path)
     _write_readme(path, repo_id, report, remote)
     told = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path / name) for name in (README, REPORT_NAME)]
-    try:
-        return api.create_commit(
-            repo_id, told, commit_message="Take out the link to a Space", parent_commit=commit.oid
-        )
-    except (HfHubHTTPError, OSError):  # the card keeps a link that leads nowhere yet
-        return commit
+    with suppress(HfHubHTTPError, OSError):  # then the card keeps a link that leads nowhere yet
+        commit = api.create_commit(repo_id, told, commit_message="No Space", revision=branch, parent_commit=commit.oid)
+    return commit
 
 
 def check_push(
