@@ -206,9 +206,10 @@ def _recover_folder(
 ) -> PruningReport:
     opening, report, target = _opened(name, out, keywords)
     work_at = work_folder(target)
-    if report.recovery is not None and work_at.is_dir() and out is None:  # killed after all was done
+    if report.recovery is not None and work_at.is_dir() and out is None:  # killed after all was in its place
+        verify(target, trust_remote_code=opening.keywords["trust_remote_code"], max_memory=limit)
         shutil.rmtree(work_at)
-        return report
+        return PruningReport.load(target)
     tokenizer, plan = _planned(opening, report, target, config, texts, shared, tokenizer)
     environment.return_memory_at_once()
     with RecoveryFolder(work_at, plan.fingerprint(report), fresh=fresh) as work, saving.disk_errors(target):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hubprune.architecture import find_matrices
 from hubprune.cli.optimum_command import check_task
@@ -68,6 +68,11 @@ def model_folder(place: Path, **config: Any) -> str:
 def test_a_decoder_is_found_to_generate_text_and_its_class_is_named(task: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path, model_type="llama", architectures=["LlamaForCausalLM"])
     assert check_task(task, folder) is AutoModelForCausalLM
+
+
+def test_an_encoder_decoder_is_found_too(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, model_type="t5", architectures=["T5ForConditionalGeneration"])
+    assert check_task("auto", folder) is AutoModelForSeq2SeqLM
 
 
 def test_another_task_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from hubprune.errors import HubPruneError, UnsupportedModelError, UsageError, did_you_mean
 
-TASK = "text-generation"
+TASKS = ("text-generation", "text2text-generation")
 # What has a form of its own here.
 OWN = ("base", "out", "help")
 
@@ -31,7 +31,9 @@ class PruneCommand(BaseOptimumCLICommand):
         parser.description = PruneCommand.COMMAND.help
         parser.add_argument("-m", "--model", required=True, help="Model on the Hub, or a folder.")
         parser.add_argument(
-            "--task", default="auto", help=f"What the model is for; auto asks its config. Has to come to {TASK}."
+            "--task",
+            default="auto",
+            help=f"What the model is for; auto asks its config. Has to come to {' or '.join(TASKS)}.",
         )
         parser.add_argument("output", nargs="?", help="Folder to write; may be left out with --push or --dry-run.")
         for option in _options():
@@ -112,7 +114,7 @@ def check_task(task: str, model: str, revision: str | None = None, **loading: An
     config = Opening(model, revision, loading).config
     if task == "auto":
         classes = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or ()]
-        found = TASK
+        found = TASKS[0]
         if classes and classes[0] is not None:
             try:
                 found = TasksManager.infer_task_from_model(classes[0])
@@ -122,8 +124,9 @@ def check_task(task: str, model: str, revision: str | None = None, **loading: An
         found = TasksManager.map_from_synonym(task.removesuffix("-with-past"))
         if found not in TasksManager.get_all_tasks():
             raise UsageError(f"optimum knows no task {task!r}: {did_you_mean(task, TasksManager.get_all_tasks())}")
-    if found != TASK:
+    if found not in TASKS:
         raise UnsupportedModelError(
-            f"pruning needs a model for {TASK}, and {model} is for {found}: give a decoder language model"
+            f"pruning needs a model for {' or '.join(TASKS)}, and {model} is for {found}: give a decoder language "
+            "model or an encoder-decoder"
         )
     return TasksManager.get_model_class_for_task(found, model_type=config.model_type)
