@@ -55,7 +55,7 @@ pytest: install-test
 
 test-browser: install-browser
 	@command -v chromium > /dev/null || $(APT)
-	$(BIN)/python -m pytest -m browser -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	HUBPRUNE_SCREENSHOTS=$${HUBPRUNE_SCREENSHOTS:-build/screenshots} $(BIN)/python -m pytest -m browser -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: install-test
 	@failed=; for name in quality speed memory scale processes structured shrunk experts attribution evaluation export recovery; do \

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID, show
 from hubprune.demo.client import EVALUATION, PUSHED_ID, SPARSITY
@@ -137,6 +138,19 @@ def test_pushed_model_loads_plain_with_the_zeros_that_it_reports(api: HfApi, tmp
         assert int((named[f"{matrix.name}.weight"] == 0).sum()) == matrix.zeros
     assert report.totals.sparsity == pytest.approx(SPARSITY, abs=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path)("a")["input_ids"]
+
+
+def test_the_hub_accepts_the_card_and_its_client_reads_the_metadata_back(api: HfApi) -> None:
+    from huggingface_hub import ModelCard
+    from huggingface_hub.utils import get_session
+
+    text = Path(api.hf_hub_download(PUSHED_ID, "README.md")).read_text(encoding="utf-8")
+    answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json={"content": text, "repoType": "model"})
+    assert (answer.status_code, answer.json()["errors"]) == (200, [])
+    written = yaml.safe_load(text.split("---\n")[1])
+    read = ModelCard(text).data.to_dict()
+    assert (written["base_model"], written["pipeline_tag"]) == (MODEL_ID, "text-generation")
+    assert read == written
 
 
 def test_the_space_loads_what_was_pushed(printed: str, api: HfApi) -> None:

@@ -6,6 +6,7 @@ import filecmp
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hubprune import PruningConfig
@@ -68,6 +69,14 @@ def test_every_family_gives_the_same_files_as_in_memory(family, method, dtype, t
     assert report.matrices == expected.matrices
     assert report.totals == expected.totals
     assert report.untouched_sha256 == expected.untouched_sha256
+
+
+def test_a_checkpoint_in_float16_gives_the_same_files_too(tmp_path):
+    model, config = build("llama", torch.float16), PruningConfig("d-pruner", sparsity=0.6)
+    pruned_in_memory(model, tmp_path, config)
+    _, work = pruned_from_disk(model, tmp_path, config)
+    assert_same_files(tmp_path / "resident", work.model)
+    assert {value.dtype for value in load_file(work.model / "model.safetensors").values()} == {torch.float16}
 
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
