@@ -266,6 +266,24 @@ def test_a_job_ends_with_a_model_and_its_space_in_the_visitors_account(
     beside = hub_api("me").space_info("me/from-the-page-by-job")
     assert beside.private
     assert {"app.py", "space.json", "requirements.txt"} <= {file.rfilename for file in beside.siblings or ()}
+    assert space.app.JOBS == {}
     mine = space.ask.history(profile, token)
     assert "me/from-the-page-by-job" in mine
     assert "private" in mine
+
+
+def test_who_stops_a_job_cancels_it(space: SimpleNamespace, demo_hub: EmbeddedHub, hub_api: Api) -> None:
+    token = SimpleNamespace(token=demo_hub.token("me"), scope="jobs")
+    profile = SimpleNamespace(username="me")
+    run = space.app.start(
+        BASE, MEDICAL, GENERAL, "wanda", 0.5, 4, 32, "stopped-by-me", True, False, "cpu-upgrade", profile, token
+    )
+    while "me" not in space.app.JOBS:
+        next(run)
+    owner, number = space.app.JOBS["me"]
+    run.close()
+    assert "the job was cancelled" in space.app.stop(profile, token)
+    job = hub_api("me").inspect_job(job_id=number, namespace=owner)
+    assert job.status.stage == "CANCELED"
+    assert not hub_api("me").repo_exists("me/stopped-by-me")
+    assert space.app.stop(profile, token) == space.app.notice("Stopped.")

@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 from ask import (
+    cancel,
     forecast,
     history,
     may_run_jobs,
@@ -57,6 +58,8 @@ METHOD, SPARSITY = "d-pruner", 0.5
 HARDWARE = threading.Lock()
 BUSY: set[str] = set()
 BUSY_LOCK = threading.Lock()
+# The job that a visitor's run has become, so that it can be stopped; one that nobody follows any more goes on.
+JOBS: dict[str, tuple[str, str]] = {}
 
 
 def method_chosen(method: str) -> tuple[Any, str, Any]:
@@ -132,7 +135,13 @@ def start(
 def run(arguments: list[str], target: str, token: str, machine: str | None) -> Iterator[tuple[str, str]]:
     """Run the command, here when it is this hardware's turn, or as a job."""
     if machine is not None:
+        user = target.partition("/")[0]
+        JOBS.pop(user, None)
         for moment in follow(arguments, token, None):
+            if moment.output.job is not None:
+                JOBS[user] = moment.output.job
+            if moment.code is not None:
+                JOBS.pop(user, None)
             yield shown(moment, target, f"Job on {machine}")
         return
     while not HARDWARE.acquire(timeout=1):
@@ -142,6 +151,12 @@ def run(arguments: list[str], target: str, token: str, machine: str | None) -> I
             yield shown(moment, target, "Pruning")
     finally:
         HARDWARE.release()
+
+
+def stop(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> str:
+    """Say that a run was stopped, as its process just was; a job is cancelled too, for it would go on and cost."""
+    job = None if profile is None else JOBS.pop(profile.username, None)
+    return notice("Stopped.") if job is None else cancel(job, token)
 
 
 @contextmanager
@@ -198,7 +213,7 @@ def build() -> gr.Blocks:
                 said = gr.HTML(notice("Choose a model to see what it takes."), elem_id="estimate")
                 with gr.Row(elem_id="buttons"):
                     go = gr.Button("Prune and publish", variant="primary", elem_id="go")
-                    stop = gr.Button("Stop", elem_id="stop")
+                    halt = gr.Button("Stop", elem_id="stop")
                 progress = gr.HTML("", elem_id="progress")
                 log = gr.Textbox(label="Log", lines=8, max_lines=14, interactive=False, autoscroll=True, elem_id="log")
                 with gr.Accordion("The same on your machine", open=False):
@@ -206,7 +221,7 @@ def build() -> gr.Blocks:
         with gr.Column(elem_id="mine"):
             gr.HTML("<h2>Your models</h2>")
             mine = gr.HTML(notice("Log in to see the models that you made."), elem_id="history")
-        wire(page, fields, said, (go, stop), (progress, log), told, mine)
+        wire(page, fields, said, (go, halt), (progress, log), told, mine)
     if constants.ENDPOINT != PUBLIC:
         page.space_id = None  # Gradio's page would ask the public Hub about this Space
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
@@ -319,7 +334,7 @@ def wire(
         **quiet,
     )
     running.then(history, None, mine, **quiet)
-    buttons[1].click(lambda: notice("Stopped."), None, shown_run[0], cancels=[running], **quiet)
+    buttons[1].click(stop, None, shown_run[0], cancels=[running], **quiet)
     page.load(history, None, mine, **quiet)
 
 

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from show import entry, notice
 from transformers import AutoTokenizer
@@ -117,6 +117,17 @@ def timed_here(
 def may_run_jobs(token: gr.OAuthToken | None) -> bool:
     """Whether a visitor allowed this Space to run jobs."""
     return token is not None and "jobs" in token.scope.split()
+
+
+def cancel(job: tuple[str, str], token: gr.OAuthToken | None) -> str:
+    """Cancel a visitor's job, by its owner and number, and say so."""
+    owner, number = job
+    try:
+        client(token).cancel_job(job_id=number, namespace=owner)
+    except (HfHubHTTPError, OSError) as error:
+        page = f"{constants.ENDPOINT}/jobs/{owner}/{number}"
+        return notice(f"The job goes on ({type(error).__name__}): cancel it on its page, {page}", bad=True)
+    return notice("Stopped: the job was cancelled.")
 
 
 def history(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> str:

@@ -59,7 +59,8 @@ def shown(moment: Moment, target: str, what: str) -> tuple[str, str]:
     output = moment.output
     log = "\n".join(output.lines[-SHOWN_LINES:])
     if moment.code is None:
-        return state(what, output.label or "Starting", output.fraction, moment.seconds), log
+        said = output.label or (output.lines[-1] if output.job is not None else "Starting")  # a job draws no bars
+        return state(what, said, output.fraction, moment.seconds), log
     if moment.late:
         return notice(f"It was ended after {duration(moment.seconds)}: choose a job, or less text.", bad=True), log
     if moment.code != 0:

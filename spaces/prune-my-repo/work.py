@@ -33,6 +33,7 @@ INHERITED = (
 ).split()
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"^\s*(?P<label>[^|]*?)\s*:?\s+(?P<percent>\d{1,3})%\s*\|")
+JOB = re.compile(r"^job on \S+: \S+/jobs/([\w.-]+)/([\w-]+)$")
 OTHER_BAR = re.compile(r":\s+\S*\|")  # one without a percentage
 
 
@@ -43,12 +44,14 @@ class Output:
     Attributes:
         secret: What is left out of it.
         lines: Its lines, without those that only show progress.
+        job: Owner and number of the job that it submitted; None without one.
         label: What it is doing, as its last progress bar says.
         fraction: How much of that is done.
     """
 
     secret: str
     lines: list[str] = field(default_factory=list)
+    job: tuple[str, str] | None = None
     label: str = ""
     fraction: float | None = None
     _rest: str = ""
@@ -70,6 +73,8 @@ class Output:
         if bar is not None:
             self.label, self.fraction = bar["label"].strip() or self.label, min(int(bar["percent"]), 100) / 100
         elif line.strip() and not OTHER_BAR.search(line):
+            submitted = JOB.match(line)
+            self.job = self.job if submitted is None else (submitted[1], submitted[2])
             self.lines = [*self.lines, line][-MAX_LINES:]
 
     @property
