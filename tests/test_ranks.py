@@ -115,6 +115,46 @@ def test_one_two_and_three_processes_agree(method: str, groups: dict[int, Path])
         assert agreed / total >= 0.9999
 
 
+# Every process removes units of a tiny model, repairs the rest, and keeps the weights and what was chosen.
+UNIT_WORK = """
+import dataclasses, json
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from hubprune import PruningConfig, prune, ranks
+from hubprune.calibration import corpus_from_tokens
+from tests.families import build, token_ids
+
+ranks.start()
+corpora = {"general": token_ids(6, 12), "domain": token_ids(7, 12, seed=1)}
+task = dataclasses.replace(corpus_from_tokens(token_ids(6, 16, seed=3), "task"), answers=(12,) * 6)
+for method in sys.argv[2:]:
+    model = build("llama")
+    config = PruningConfig(method, sparsity=0.25, application="compensate", batch_size=2)
+    report = prune(model, None, config, {"task": task} if method == "attribution" else corpora, progress=False)
+    name = Path(sys.argv[1]) / f"{method}-{ranks.rank()}"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, f"{name}.safetensors")
+    Path(f"{name}.json").write_text(json.dumps([row.removed_indices for row in report.units]))
+ranks.finish()
+"""
+UNIT_METHODS = ("cus-prun", "mutual-information", "attribution", "wanda-sp")
+
+
+def test_units_are_the_same_for_one_and_two_processes(forks: Forks, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        codes, said = group(forks, UNIT_WORK, processes, str(tmp_path / str(processes)), *UNIT_METHODS)
+        assert codes == [0] * processes, said
+    for method in UNIT_METHODS:
+        alone, first, second = (tmp_path / name for name in (f"1/{method}-0", f"2/{method}-0", f"2/{method}-1"))
+        chosen = [json.loads(path.with_suffix(".json").read_text()) for path in (alone, first, second)]
+        assert chosen[0] == chosen[1] == chosen[2]
+        one, two, other = (load_file(path.with_suffix(".safetensors")) for path in (alone, first, second))
+        for name, tensor in one.items():
+            assert torch.equal(two[name], other[name])
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_shares_are_consecutive_even_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "size", lambda: 3)
     parts = []
