@@ -116,7 +116,7 @@ def test_d_pruner_keeps_more_of_the_domain_than_magnitude_and_recovery_brings_mo
 
 
 def test_steps_and_places_are_told(printed: str, place: Place) -> None:
-    assert re.findall(r"^(\d) .* \d+\.\d s$", printed, re.MULTILINE) == list("1234567")
+    assert re.findall(r"^(\d) .* \d+\.\d s$", printed, re.MULTILINE) == list("12345678")
     assert re.search(r"Done in \d+ s", printed)
     assert f"hubprune hub serve {place.folder.name}" in printed
     for name in ("README.md", REPORT_NAME):
@@ -151,6 +151,7 @@ def test_the_hub_accepts_the_card_and_its_client_reads_the_metadata_back(api: Hf
     read = ModelCard(text).data.to_dict()
     assert (written["base_model"], written["pipeline_tag"]) == (MODEL_ID, "text-generation")
     assert read == written
+    assert "## Sample answers" in text
 
 
 def test_the_space_loads_what_was_pushed(printed: str, api: HfApi) -> None:

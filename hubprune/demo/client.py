@@ -32,11 +32,13 @@ RUNS: dict[str, dict[str, str]] = {
 """The methods in the order in which they run, with the text that each is given; what the last one makes is pushed."""
 RECOVERY = {"steps": 40, "num_samples": 160}
 """How what the last method cost is recovered, on the text that it was given."""
+COMPARED = {"answers": True, "size": True}
+"""What is compared with the base model beside perplexity, for the card."""
 EVALUATION = {repo_id.partition("/")[2]: f"{repo_id}:default:test" for repo_id in (GENERAL_ID, MEDICAL_ID, LEGAL_ID)}
 
 
 def work(copy: Path) -> Iterator[dict[str, Any]]:
-    """Prune with each method, recover and push the last model, and download what was pushed; yield what to print.
+    """Prune with each method; recover, compare and push the last model; download what was pushed; yield what to print.
 
     Args:
         copy: Folder for the files that were pushed.
@@ -56,6 +58,8 @@ def work(copy: Path) -> Iterator[dict[str, Any]]:
         yield {"report": model.hubprune_report.to_dict()}
     model.recover(**RECOVERY, progress=False)
     yield {"report": model.hubprune_report.to_dict()}
+    model.evaluate(**COMPARED, progress=False)
+    yield {}
     commit = model.push_to_hub(PUSHED_ID, space=True)
 
     from huggingface_hub import snapshot_download

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 
 from hubprune import errors
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
-from hubprune.demo.client import PUSHED_ID, RECOVERY, RUNS, SETTINGS, SPARSITY, USER
+from hubprune.demo.client import COMPARED, PUSHED_ID, RECOVERY, RUNS, SETTINGS, SPARSITY, USER
 from hubprune.demo.story import Story, answers, code, perplexity_table
 from hubprune.demo.world import examples, write_world
 from hubprune.report import REPORT_NAME, PruningReport
@@ -131,6 +131,9 @@ def _walk(story: Story, folder: Path, environment: Mapping[str, str]) -> None:
             report = reports[method] = PruningReport.from_dict(answer()["report"])
             told.append(code(f"model.recover({', '.join(f'{name}={value}' for name, value in RECOVERY.items())})"))
             told.append(f"all {report.recovery.zeros_kept:,} zeros are zero still" if report.recovery else "")
+        with story.step("Let it and its base answer the same prompts, and weigh both, for the card") as told:
+            answer()
+            told.append(code(f"model.evaluate({', '.join(f'{name}={value}' for name, value in COMPARED.items())})"))
         with story.step(
             "Verify the saved files, push them in one commit, and a Space that shows them in another"
         ) as told:
