@@ -43,11 +43,16 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("streamed", "method"), [(False, ["d-pruner"]), (True, ["cross-calibration", "--application", "compensate"])]
+    ("streamed", "method", "first", "at"),
+    [
+        (False, ["d-pruner"], 0, {"fsync", "replace", "write"}),
+        (True, ["cross-calibration", "--application", "compensate"], 5, {"write_config", "create_commit"}),
+    ],
 )
-def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(streamed, method, hub, world, tmp_path, capsys):
+def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(streamed, method, first, at, hub, world, tmp_path, capsys):
     words = [*world, "--method", *method, "--token", hub.token("me")]
     request = {"words": words, "folder": str(tmp_path), "kills": KILLS, "seed": int(streamed), "streamed": streamed}
+    request |= {"first": first}
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed", json.dumps(request)],
         cwd=ROOT,
@@ -62,6 +67,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(streamed, method, hub
     assert result["problems"] == [], done.stderr[-3000:]
     assert result["killed"] == KILLS
     assert result["moments"] > 40
+    assert at <= set(result["hit"])  # during a write, and during publishing
     with capsys.disabled():
         way = "streamed" if streamed else "in memory"
         print(f"\n{result['killed']} of {KILLS} kills survived ({method[0]}, {way}, {result['runs']} runs)")
@@ -232,8 +238,8 @@ def test_what_goes_with_a_folder_is_refused_for_a_model_in_memory(tmp_path):
         prune(build("llama"), None, PruningConfig(), CORPORA, out=tmp_path, max_memory="1GiB")
 
 
-def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch, caplog):
-    """Between one block and all of them a run streams, and says so."""
+def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch):
+    """Between one block and all of them a run streams."""
     monkeypatch.setattr("hubprune.environment.resident_memory", lambda: 0)
     monkeypatch.setattr("hubprune.footprint.evaluation.MOST_LOGITS", 0)
     seen = []
