@@ -54,8 +54,8 @@ def test_optimum_refuses_in_one_line(tmp_path: Path) -> None:
     done = optimum_cli(tmp_path, "prune", "-m", "encoder", "out", HF_HUB_OFFLINE="1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
-        "error: pruning needs a model for text-generation, and encoder is for text-classification: "
-        "give a decoder language model"
+        "error: pruning needs a model for text-generation or text2text-generation, and encoder is for "
+        "text-classification: give a decoder language model or an encoder-decoder"
     )
 
 
