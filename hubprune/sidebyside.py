@@ -1,13 +1,17 @@
-"""Models side by side: perplexity with its protocol, tasks, answers, size and speed. Nothing is written."""
+"""Models side by side: perplexity with its protocol, tasks, answers, size and speed. Nothing is left on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hubprune import environment
+from transformers import PreTrainedModel
+
+from hubprune import environment, saving
 from hubprune.answers import PROMPTS, gibberish, write_answers
 from hubprune.errors import UsageError
 from hubprune.evaluation import perplexity
@@ -221,10 +225,24 @@ def _measure(
         found.answers += write_answers(
             model, variant.tokenizer, variant=name, prompts=request.prompts, progress=progress
         )
-    if request.size or request.speed:
-        size = measure_size(model, variant=name, folder=variant.folder)
-        if variant.folder is not None and request.size:
-            assert variant.opening is not None
-            trusted = bool(variant.opening.keywords["trust_remote_code"])
-            size.resident_bytes = resident_bytes(variant.folder, dtype=size.dtype, trust_remote_code=trusted)
+    if request.size:
+        with _folder_of(variant, model) as folder:
+            size = measure_size(model, variant=name, folder=folder)
+            trusted = variant.opening is not None and bool(variant.opening.keywords["trust_remote_code"])
+            if trusted or not hasattr(model.config, "auto_map"):
+                size.resident_bytes = resident_bytes(folder, dtype=size.dtype, trust_remote_code=trusted)
         found.sizes.append(size)
+    elif request.speed:
+        found.sizes.append(measure_size(model, variant=name, folder=variant.folder))
+
+
+@contextmanager
+def _folder_of(variant: Variant, model: Any) -> Iterator[Path]:
+    """The folder of a model's files; those of a model in memory are written, and go again."""
+    if variant.folder is not None:
+        yield variant.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="hubprune-") as place:
+        with saving.disk_errors(Path(place)):
+            PreTrainedModel.save_pretrained(model, place)
+        yield Path(place)

@@ -104,6 +104,19 @@ def clean(seen: Visit) -> bool:
     return (seen.errors, seen.outside) == ([], [])
 
 
+def put(page: Any, label: str, value: str) -> None:
+    """Set a slider, once what opened just now is there; both of its fields show the value then."""
+    number, slider = (page.get_by_label(f"{kind} for {label}") for kind in ("number input", "range slider"))
+    number.wait_for()
+    for _ in range(20):
+        number.fill(value)
+        number.press("Tab")
+        page.wait_for_timeout(250)
+        if (number.input_value(), slider.input_value()) == (value, value):
+            return
+    raise AssertionError(f"{label} stays at {number.input_value()} and {slider.input_value()}")
+
+
 def test_both_answers_stream_with_their_speed(app: App) -> None:
     with visit(app.chromium, app.url) as seen:
         page = seen.page
@@ -130,8 +143,8 @@ def test_an_example_fills_the_prompt_and_the_settings_count(app: App) -> None:
         page.get_by_role("button", name=example).click()
         assert page.locator("#prompt textarea").input_value() == example
         page.get_by_text("Sampling").click()
-        page.get_by_label("number input for New tokens").fill("8")
-        page.get_by_label("number input for Temperature").fill("0.7")
+        put(page, "New tokens", "8")
+        put(page, "Temperature", "0.7")
         ask(page)
         for side in SIDES:
             assert page.locator(f"#answer-{side} .prompt").inner_text() == example
