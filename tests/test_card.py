@@ -237,7 +237,7 @@ def test_the_text_is_honest(report: PruningReport) -> None:
     assert "On domain text the perplexity falls from 20.50 to 19.47 (0.95 times the base's)" in text
     assert "**50.00 %**" in text
     assert "0.88 % of all 1,048,576 parameters" in text
-    assert "2.0 MiB, as large as the base" in text
+    assert "2.0 MiB, as many as the base has" in text
     assert "Memory and speed in transformers, vLLM and other common runtimes are those of the base" in text
     assert "a first warning" in text
     assert "21 tensors, all finite" in text
