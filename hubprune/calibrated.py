@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hubprune.calibration import Corpus, load_corpus
-from hubprune.corpora import TASK, CorpusConfig, SourceConfig
+from hubprune.corpora import TASK
 from hubprune.errors import AccessError, CorpusError, NotFoundError, OfflineError
 from hubprune.facts import CorpusFacts
+from hubprune.recovery_text import config_of
 from hubprune.report import PruningReport
 
 
@@ -49,46 +51,15 @@ def read_again(
         if same or what == "calibrated":
             found.append(corpus)
     return found, notes
-    for facts in report.corpora:
-        questions = report.options.get("labels") == "pseudo" and facts.name == TASK
-        unknown = (
-            f"whether an evaluation text was in the {facts.name} text that the model was calibrated on is not known"
-        )
-        if not facts.sources:
-            notes.append(f"{unknown}: that text was given in memory")
-            continue
-        try:
-            corpus = _corpus(facts, tokenizer, token, progress, pairs=report.base.paired, questions=questions)
-        except (AccessError, CorpusError, NotFoundError, OfflineError) as error:
-            notes.append(f"{unknown}: {error}")
-            continue
-        found.append(corpus)
-        if corpus.facts.token_sha256 != facts.token_sha256:
-            notes.append(f"{unknown} for certain: read again, that text is another one")
-    return found, notes
 
 
 def _corpus(
     facts: CorpusFacts, tokenizer: Any, token: str | bool | None, progress: bool, *, pairs: bool, questions: bool
 ) -> Corpus:
     """Read one corpus; whether it was streamed decides the order of the rows, and is found out by the result."""
-    sources = tuple(
-        SourceConfig(
-            s.dataset, s.config, s.split, s.commit, s.template, s.text_column, s.weight, tuple(s.filters), s.answer
-        )
-        for s in facts.sources
-    )
     for streaming in (True, False):
         corpus = load_corpus(
-            CorpusConfig(
-                sources=sources,
-                num_samples=facts.num_sequences,
-                sequence_length=facts.sequence_length,
-                packing=facts.packing,
-                streaming=streaming,
-                seed=facts.seed,
-                join=facts.join,
-            ),
+            dataclasses.replace(config_of(facts), streaming=streaming),
             tokenizer,
             name=facts.name,
             at_most=True,

@@ -160,4 +160,5 @@ def config_of(facts: CorpusFacts) -> CorpusConfig:
         sequence_length=facts.sequence_length,
         packing=facts.packing,
         seed=facts.seed,
+        join=facts.join,
     )

@@ -134,9 +134,9 @@ def start(
 
 def run(arguments: list[str], target: str, token: str, machine: str | None) -> Iterator[tuple[str, str]]:
     """Run the command, here when it is this hardware's turn, or as a job."""
+    user = target.partition("/")[0]
+    JOBS.pop(user, None)
     if machine is not None:
-        user = target.partition("/")[0]
-        JOBS.pop(user, None)
         for moment in follow(arguments, token, None):
             if moment.output.job is not None:
                 JOBS[user] = moment.output.job
