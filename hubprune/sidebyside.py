@@ -229,7 +229,8 @@ def _measure(
         with _folder_of(variant, model) as folder:
             size = measure_size(model, variant=name, folder=folder)
             trusted = variant.opening is not None and bool(variant.opening.keywords["trust_remote_code"])
-            if trusted or not hasattr(model.config, "auto_map"):
+            # Code of its own is run again only where it was trusted, and that of a model in memory is not known.
+            if variant.folder is not None or not hasattr(model.config, "auto_map"):
                 size.resident_bytes = resident_bytes(folder, dtype=size.dtype, trust_remote_code=trusted)
         found.sizes.append(size)
     elif request.speed:
