@@ -213,7 +213,7 @@ def peak(options: argparse.Namespace) -> None:
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
     start = environment.resident_memory()
     ids = random_text(4096, options.batch, general=options.length)["general"]
-    environment.return_memory_at_once()
+    environment.return_large_memory_at_once()
     wrapped, optimizer = _ready(options, options.peak == "masked", options.checkpointing == "yes")
     for _ in range(2):
         _step(wrapped, optimizer, ids)

@@ -58,7 +58,7 @@ HEAD_TOKENS, HEAD_WORDS = 128, 2048
 
 def seconds(plan: Plan) -> float:
     """Estimate the time of the pruning itself. Downloads nothing; the state of torch's generators stays as it was."""
-    environment.return_memory_at_once()  # as in a run
+    environment.return_large_memory_at_once()  # as in a run
     base, config = plan.base, plan.config
     if config.pseudo_labels:  # random weights are not sure of anything
         config = dataclasses.replace(config, options={**config.options, "labels": "given"})

@@ -211,7 +211,7 @@ def _recover_folder(
         shutil.rmtree(work_at)
         return PruningReport.load(target)
     tokenizer, plan = _planned(opening, report, target, config, texts, shared, tokenizer)
-    environment.return_memory_at_once()
+    environment.return_large_memory_at_once()
     with RecoveryFolder(work_at, plan.fingerprint(report), fresh=fresh) as work, saving.disk_errors(target):
         if not work.fact("saved"):
             run = _fit_into if plan.config.method == "reconstruct" else _train_into

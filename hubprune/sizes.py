@@ -160,7 +160,7 @@ def _main(folder: str, dtype: str, trusted: str) -> None:
     """Load, run once, and print the resident memory in bytes."""
     from transformers import AutoConfig
 
-    environment.return_memory_at_once()
+    environment.return_large_memory_at_once()
     code = trusted == "1"
     loader = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=code))
     model: Any = loader.from_pretrained(folder, dtype=dtype, trust_remote_code=code)

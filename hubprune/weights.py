@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, stacks_of
-from hubprune.environment import return_memory_at_once
+from hubprune.environment import return_large_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.units import Slice
 
@@ -158,7 +158,7 @@ class StreamedWeights(Weights):
                 f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
             )
         self._hooked = True
-        return_memory_at_once()
+        return_large_memory_at_once()
         self._device = next(p.device for p in model.parameters() if not p.is_meta)
         self._stream: torch.cuda.Stream | None = None
         self._coming: tuple[int, Future[Any]] | None = None
