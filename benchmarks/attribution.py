@@ -193,8 +193,9 @@ class Bench:
             """Attribution that remembers its scores."""
 
             def unit_scores(self, view, observed, attributed, examples):
-                found[view.name] = super().unit_scores(view, observed, attributed, examples)
-                return found[view.name]
+                scores = super().unit_scores(view, observed, attributed, examples)
+                found.setdefault(view.name, scores)  # later ones are by fewer examples
+                return scores
 
         found: dict[str, Any] = {}
         config = PruningConfig("attribution", sparsity=0.0, unit="ffn_neuron", application="zero")
@@ -202,15 +203,11 @@ class Bench:
         return found
 
 
-def rank_correlation(left: dict[str, Any], right: dict[str, Any]) -> float:
+def agree(left: dict[str, Any], right: dict[str, Any]) -> float:
     """Spearman's correlation of two sets of scores, the mean of the layers."""
-    import torch
+    from hubprune.criteria.attribution import rank_correlation
 
-    def ranks(scores):
-        return scores.argsort().argsort().double()
-
-    pairs = (torch.stack([ranks(left[name]), ranks(right[name])]) for name in left)
-    return statistics.fmean(float(torch.corrcoef(pair)[0, 1]) for pair in pairs)
+    return statistics.fmean(rank_correlation(left[name], right[name]) for name in left)
 
 
 def mean(results: Sequence[Result]) -> Result:
@@ -238,8 +235,7 @@ def prune_all(bench: Bench, options: argparse.Namespace) -> tuple[dict[Key, Resu
                 print(f"{sparsity:.0%} of the neurons, {application}, {row}", flush=True)
     scores = {draw: bench.scores(task) for draw, task in draws.items()}
     agreement = {
-        count: statistics.fmean(rank_correlation(scores[FULL, seed], scores[count, seed]) for seed in seeds)
-        for count in FEW
+        count: statistics.fmean(agree(scores[FULL, seed], scores[count, seed]) for seed in seeds) for count in FEW
     }
     return found, agreement
 

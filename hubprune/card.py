@@ -17,6 +17,7 @@ from hubprune.citations import cite
 from hubprune.corpora import filter_text
 from hubprune.facts import EnergyFacts
 from hubprune.figures import FigureKind
+from hubprune.findings import findings
 from hubprune.metadata import card_metadata, card_title, domains, hub_datasets, own_metadata
 from hubprune.presets import METHODS
 from hubprune.readme import own_parts, write_section
@@ -152,6 +153,7 @@ def render_card(
         usage=usage(report, place),
         method=METHODS.get(report.method),
         repaired=_repaired(report),
+        findings=findings(report.units),
         all_sparsity=_share(report),
         domains=domains(report),
         item_bytes=ITEM_BYTES.get(report.base.dtype),

@@ -160,8 +160,12 @@ class PruningConfig:
                 problems.append(f"option {name} must be between 0 and 1, got {value}")
             elif name == "answer_tokens" and value < 1:  # type: ignore[operator]
                 problems.append(f"option {name} must be at least 1 token, got {value}")
-            elif name == "alpha" and value != method.options[name] and self.options.get("strategy") != "greedy":
-                problems.append(f"option alpha decides the order of pairs, got {value}: add strategy='greedy'")
+            elif name == "alpha" and value in (0, 1):
+                problems.append(f"option alpha must be above 0 and not 1, got {value}: 1.01 is the paper's")
+            elif name == "alpha" and value != 2 and self.resolved_options()["strategy"] == "stand-in":
+                problems.append(
+                    f"option alpha is for strategies that visit pairs, got {value}: add strategy='greedy' or 'random'"
+                )
         return problems
 
     def _number_problems(self) -> list[str]:

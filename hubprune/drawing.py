@@ -61,6 +61,15 @@ CELLS_WIDE, CELL_HIGH = 0.78 * WIDTH, 0.27
 MOST_NUMBERS = 16  # columns up to which cells have room for a number, over the whole width
 MOST_TICKS = 20  # layers that are named below an axis, likewise
 LONGEST_LABEL = 40  # characters
+PANEL = 2.3  # inches for a panel with an axis of its own
+ABOVE: dict[str, Any] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1.0, 1.0),
+    "ncols": 3,
+    "borderaxespad": 0.2,
+    "borderpad": 0.2,
+}
+"""Where a legend stands: above the axes, at the right of the title."""
 DARK_CELL = 0.25  # relative luminance under which white is the better ink for a number in a cell
 
 
@@ -175,6 +184,17 @@ def name_columns(axes: Axes, names: Sequence[str], shift: float = 0.0, share: fl
     """Write names below an axis, every second one or fewer where there are many; the first stands at ``shift``."""
     shown = range(0, len(names), math.ceil(len(names) / (MOST_TICKS * share)))
     axes.set_xticks([place + shift for place in shown], [names[place] for place in shown])
+
+
+def name_layers(axes: Axes, blocks: Sequence[int]) -> None:
+    """Name the layers below an axis."""
+    name_columns(axes, [str(block) for block in blocks])
+    axes.set_xlabel("layer")
+
+
+def stacked(figure: Figure, count: int) -> list[Axes]:
+    """Axes below each other."""
+    return list(figure.subplots(count, 1, squeeze=False).flatten())
 
 
 def luminance(colour: Sequence[float]) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 
 import hubprune
 
-# Options of mallopt with what they are set to, in bytes: the size from which memory is mapped for itself, how much free
-# memory behind the last piece in use is kept, and how much is taken at a time.
+# Options of mallopt with what they are set to, in bytes: the size from which memory is mapped for itself, how much
+# free memory behind the last piece in use is kept, and how much is taken at a time.
 MALLOC = {"M_MMAP_THRESHOLD": (-3, 2**22), "M_TRIM_THRESHOLD": (-1, 2**27), "M_TOP_PAD": (-2, 2**24)}
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "accelerate", "safetensors", "datasets", "tokenizers", "peft")
 
@@ -116,9 +116,9 @@ def return_large_memory_at_once() -> None:
     """From now on, give memory back to the operating system when a large tensor is freed, and keep that of small ones.
 
     The C library of Linux keeps what is freed in pieces that later tensors do not fit into, and grows. Memory that it
-    maps for a tensor alone goes back at once; each of its pages is then a page fault, little beside what a large tensor
-    is used for. For small ones it is much: with all above 256 KiB mapped, a run on blocks of 13 MB took 42 s instead of
-    29 s (``benchmarks.processes``).
+    maps for a tensor alone goes back at once; each of its pages is then a page fault, little beside what a large
+    tensor is used for. For small ones it is much: with all above 256 KiB mapped, a run on blocks of 13 MB took 42 s
+    instead of 29 s (``benchmarks.processes``).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -19,12 +19,15 @@ far another draw of windows may lie; it is 0 where there is one window, which sa
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from hubprune import ranks
@@ -34,8 +37,10 @@ from hubprune.corpora import filter_text
 from hubprune.errors import ConfigError, CorpusError, NumericalError
 from hubprune.facts import Perplexity, SourceFacts
 
-# Logits in one forward pass, and logits widened to float32 at a time: 1 GiB in bfloat16, and 64 MiB.
+# Logits of the windows of one batch; logits that exist at once, where a head can be asked for some positions; and
+# logits widened to float32 at a time: 64 MiB.
 MOST_LOGITS = 2**29
+MOST_AT_ONCE = 2**26
 MOST_WIDE_LOGITS = 2**24
 # exp() of more nats does not fit a float, nor any table.
 MOST_NATS = 700.0
@@ -250,10 +255,54 @@ def log_losses(model: Any, windows: Sequence[Window]) -> list[float]:
     if is_paired(model.config):
         return [_answer_loss(model, one) for one in windows]
     ids = torch.stack([one.ids for one in windows])
+    losses = [0.0] * len(windows)
     # Not inference_mode: models that recompute rotary frequencies would keep tensors that cannot be trained with.
     with evaluation_mode(model), torch.no_grad():
-        logits = model(input_ids=ids[:, :-1].to(model.device), use_cache=False).logits
-        return [_loss(row, one.ids[1:], one.context - 1) for row, one in zip(logits, windows, strict=True)]
+        for begin, logits in _logits(model, ids[:, :-1].to(model.device)):
+            for row, one in enumerate(windows):
+                targets = one.ids[1:][begin : begin + logits.shape[1]]
+                losses[row] += _loss(logits[row], targets, max(one.context - 1 - begin, 0))
+    return losses
+
+
+def _logits(model: Any, ids: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the logits of some sequences, a few positions at a time where they are too many to exist at once.
+
+    Then the model below the head is run once, and the model's own head is asked for positions of what that gives.
+
+    Args:
+        model: The model.
+        ids: Token ids, ``(b, T)``.
+
+    Returns:
+        Where the positions begin, and their logits, ``(b, positions, vocabulary)``.
+    """
+    step = max(1, MOST_AT_ONCE // (len(ids) * model.get_input_embeddings().weight.shape[0]))
+    if step >= ids.shape[1] or not keeps_some(model):
+        yield 0, model(input_ids=ids, use_cache=False).logits
+        return
+    decoder = model.get_decoder()
+    with _answering(decoder, decoder(input_ids=ids, use_cache=False)):
+        for positions in torch.arange(ids.shape[1], device=ids.device).split(step):
+            yield int(positions[0]), model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
+
+
+def keeps_some(model: Any) -> bool:
+    """Whether a model's head can be asked for some positions, and takes what the model below it gives."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters and model.get_decoder() is not model
+
+
+@contextmanager
+def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
+    """Have a module give the same answer to every call."""
+    own = vars(module).get("forward")
+    module.forward = lambda *_, **__: answer
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _answer_loss(model: Any, one: Window) -> float:

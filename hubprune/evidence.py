@@ -71,15 +71,20 @@ class Evidence:
         if self.criterion.summary is None:
             return None
         if self.criterion.summary == "norm":
-            (corpus,) = self.criterion.corpora
-            statistic = self._collected["norm", corpus].get(matrix)
-            assert isinstance(statistic, InputNorm)
-            return statistic.norm()
+            return self.norm(matrix, *self.criterion.corpora)
         factor, _ = self._factor(matrix, self.criterion.corpora)
         # H^-1 = U^T U with U upper triangular, so its diagonal is the sum of squares down the columns of U. Where
         # nothing flows in, nothing is lost: the error of removing such a weight, W^2 / [H^-1]_jj, is zero.
         unseen = ~self._seen(matrix, self.criterion.corpora)
         return factor.square().sum(dim=0).masked_fill(unseen, torch.inf)
+
+    def norm(self, matrix: Matrix, corpus: str) -> torch.Tensor | None:
+        """Norms of a matrix' inputs from one corpus, ``(d_in,)``; None where they were not collected."""
+        if ("norm", corpus) not in self._collected:
+            return None
+        statistic = self._collected["norm", corpus].get(matrix)
+        assert isinstance(statistic, InputNorm)
+        return statistic.norm()
 
     def seen_columns(self, matrix: Matrix) -> torch.Tensor:
         """Columns into which the compensation corpora put anything but zeros, boolean ``(d_in,)``."""

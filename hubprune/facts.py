@@ -154,8 +154,11 @@ class UnitFacts:
         weights: Weights that belong to one unit.
         scores: Quantiles of the scores by name (``min``, ``p5``, ``p25``, ``median``, ``p75``, ``p95``, ``max``), and
             ``threshold``, the highest score that was removed.
+        each: The score of every unit, where there are few: layers.
         reached: Cus-Prun: the share q of each dimension's ranking that the removed units lie in.
         overlap: Jaccard index of what two corpora alone would have removed, by ``left/right``.
+        fewer: Attribution: Spearman's rank correlation of the scores by the first 8, 16, ... examples with those by
+            all, by the number of examples.
         stand_ins: Mutual information: removed neuron, the kept neuron nearest to it, and their mutual information in
             bits.
         damping: Damping that the repair's factorisation needed, None without repair.
@@ -168,8 +171,10 @@ class UnitFacts:
     removed: str
     weights: int
     scores: dict[str, float] = field(default_factory=dict)
+    each: list[float] = field(default_factory=list)
     reached: float | None = None
     overlap: dict[str, float] = field(default_factory=dict)
+    fewer: dict[str, float] = field(default_factory=dict)
     stand_ins: list[tuple[int, int, float]] = field(default_factory=list)
     damping: float | None = None
 

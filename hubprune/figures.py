@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune import drawing
-from hubprune.drawing import BLUE, INK, ORANGE
+from hubprune.drawing import ABOVE, BLUE, INK, ORANGE, PANEL, name_layers, stacked
 from hubprune.errors import OutputError
-from hubprune.facts import MatrixFacts, UnitFacts
+from hubprune.facts import MatrixFacts
 from hubprune.report import PruningReport
+from hubprune.unit_figures import kept_units, scores, stand_ins
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FOLDER = "figures"
 """Where the figures of a model lie, in its folder and in its repository."""
 LEAST_SPAN = 10.0  # percentage points that the colour scale of sparsity spans at least
-DECADES = 2.0  # scores that span more than this are drawn on a logarithmic axis
 FEWEST_ROWS = 3  # a heatmap is as high as this many rows at least, so that its scale has room
-BINS = 40
-BOX = 0.7  # width of the boxes of one layer
 HEAD, ROW = 0.95, 0.32  # inches for title and axis, and for each row of cells
-PANEL = 2.3  # inches for a panel with an axis of its own
-ABOVE: dict[str, Any] = {
-    "loc": "lower right",
-    "bbox_to_anchor": (1.0, 1.0),
-    "ncols": 3,
-    "borderaxespad": 0.2,
-    "borderpad": 0.2,
-}
-"""Where a legend stands: above the axes, at the right of the title."""
-UNITS = {
-    "ffn_neuron": "feed-forward neurons",
-    "kv_group": "key-value groups",
-    "attention_dim": "attention dimensions",
-    "layer": "layers",
-}
 
 
 @dataclass(frozen=True)
@@ -140,72 +121,6 @@ def overlap(report: PruningReport) -> Figure | None:
     return _maps(panels, (0.0, 1.0), "Jaccard index", decimals=2) if panels else None
 
 
-def kept_units(report: PruningReport) -> Figure | None:
-    """Units kept of those there were, by layer; a panel for each kind of unit."""
-    by_unit = _by_unit(report.units)
-    if not by_unit:
-        return None
-    figure = drawing.canvas(PANEL * len(by_unit))
-    for axes, (unit, rows) in zip(_panels(figure, len(by_unit)), by_unit.items(), strict=True):
-        counts: Counter[int] = Counter()
-        kept: Counter[int] = Counter()
-        for row in sorted(rows, key=lambda row: row.block):
-            if unit == "layer":
-                counts.update(range(row.count))
-                kept.update(set(range(row.count)).difference(row.removed_indices))
-            else:
-                counts[row.block] += row.count
-                kept[row.block] += row.kept
-        places, blocks = range(len(counts)), list(counts)
-        axes.bar(
-            places, list(counts.values()), width=0.8, facecolor="none", edgecolor=INK, linewidth=0.8, linestyle=":"
-        )
-        axes.bar(places, [kept[block] for block in blocks], width=0.8, color=BLUE)
-        if unit == "layer":
-            axes.set_yticks([])
-            axes.spines["left"].set_visible(False)
-        else:
-            axes.set_ylabel("kept")
-            axes.yaxis.set_major_formatter("{x:,g}")
-            if len(blocks) <= drawing.MOST_NUMBERS:
-                for place, block in enumerate(blocks):
-                    _number(axes, place, kept[block])
-        axes.set_title(f"{sum(kept.values()):,} of {sum(counts.values()):,} {_plural(unit)} kept")
-        _name_layers(axes, blocks)
-    return figure
-
-
-def scores(report: PruningReport) -> Figure | None:
-    """Scores of the units in each layer: the middle half, the middle 90 %, the median, and the highest removed."""
-    by_unit = _by_unit([row for row in report.units if "median" in row.scores and row.unit != "layer"])
-    if not by_unit:
-        return None
-    figure = drawing.canvas((PANEL + 0.3) * len(by_unit))
-    for axes, (unit, rows) in zip(_panels(figure, len(by_unit)), by_unit.items(), strict=True):
-        _boxes(axes, rows)
-        axes.set_title(f"Scores of {_plural(unit)}")
-        axes.set_ylabel("score (higher = keep)")
-        axes.legend(**ABOVE)
-    return figure
-
-
-def stand_ins(report: PruningReport) -> Figure | None:
-    """Mutual information of each removed neuron with the kept neuron that is nearest to it, as a histogram."""
-    bits = sorted(bits for row in report.units for _, _, bits in row.stand_ins)
-    if not bits:
-        return None
-    figure = drawing.canvas(PANEL + 0.4)
-    axes = figure.subplots()
-    axes.hist(bits, bins=min(BINS, max(5, len(bits) // 4)), color=BLUE, rwidth=0.92)
-    median = (bits[(len(bits) - 1) // 2] + bits[len(bits) // 2]) / 2
-    axes.axvline(median, color=ORANGE, linewidth=1.6, label=f"median {median:.2f} bits")
-    axes.set_title(f"What {len(bits):,} removed neurons share with their stand-ins")
-    axes.set_xlabel("mutual information, bits")
-    axes.set_ylabel("removed neurons")
-    axes.legend(**ABOVE)
-    return figure
-
-
 def loss_curve(report: PruningReport) -> Figure | None:
     """Loss while the pruned model was trained, and the step whose weights were kept."""
     recovery = report.recovery
@@ -252,70 +167,8 @@ def block_errors(report: PruningReport) -> Figure | None:
     axes.set_title("Error of each block against the dense one")
     axes.set_ylabel("% of the output's mean square")
     axes.legend(**ABOVE)
-    _name_layers(axes, [block for block, _, _ in fitted])
+    name_layers(axes, [block for block, _, _ in fitted])
     return figure
-
-
-def _by_unit(rows: Iterable[UnitFacts]) -> dict[str, list[UnitFacts]]:
-    found: dict[str, list[UnitFacts]] = {}
-    for row in rows:
-        found.setdefault(row.unit, []).append(row)
-    return found
-
-
-def _plural(unit: str) -> str:
-    return UNITS.get(unit, unit)
-
-
-def _panels(figure: Figure, count: int) -> list[Axes]:
-    """Axes below each other."""
-    return list(figure.subplots(count, 1, squeeze=False).flatten())
-
-
-def _name_layers(axes: Axes, blocks: Sequence[int]) -> None:
-    drawing.name_columns(axes, [str(block) for block in blocks])
-    axes.set_xlabel("layer")
-
-
-def _number(axes: Axes, place: int, value: int) -> None:
-    """Write a number into the top of a bar."""
-    style: dict[str, Any] = {"ha": "center", "va": "top", "color": "white", "fontsize": 8.5}
-    axes.annotate(f"{value:,}", (place, value), (0, -3), textcoords="offset points", **style)
-
-
-def _boxes(axes: Axes, rows: Sequence[UnitFacts]) -> None:
-    """Draw quantiles as boxes; experts of one layer lie side by side."""
-    blocks = sorted({row.block for row in rows})
-    beside = [[row for row in rows if row.block == block] for block in blocks]
-    width = BOX / max(map(len, beside))
-    placed = [
-        (place + (index - (len(here) - 1) / 2) * width, row.scores)
-        for place, here in enumerate(beside)
-        for index, row in enumerate(here)
-    ]
-    x = [place for place, _ in placed]
-    low, quarter, median, upper, high = (
-        [q[name] for _, q in placed] for name in ("p5", "p25", "median", "p75", "p95")
-    )
-    axes.vlines(x, low, high, color=BLUE, linewidth=1.2, label="middle 90 %")
-    heights = [top - bottom for top, bottom in zip(upper, quarter, strict=True)]
-    axes.bar(x, heights, bottom=quarter, width=0.9 * width, color=BLUE, label="middle half")
-    half = 0.45 * width
-    axes.hlines(median, [p - half for p in x], [p + half for p in x], color="white", linewidth=1.2)
-    cut = [(p, q["threshold"]) for p, q in placed if "threshold" in q]
-    axes.hlines(
-        [score for _, score in cut],
-        [p - width / 2 for p, _ in cut],
-        [p + width / 2 for p, _ in cut],
-        color=ORANGE,
-        linewidth=2.0,
-        label="highest score removed",
-    )
-    if min(low) > 0 and max(high) / min(low) > 10**DECADES:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-    axes.grid(axis="y")
-    _name_layers(axes, blocks)
 
 
 def _maps(
@@ -325,7 +178,7 @@ def _maps(
     kinds = list(dict.fromkeys(kind for cells in panels.values() for kind, _ in cells))
     blocks = sorted({block for cells in panels.values() for _, block in cells})
     figure = drawing.canvas((HEAD + ROW * max(len(kinds), FEWEST_ROWS)) * len(panels))
-    axes = _panels(figure, len(panels))
+    axes = stacked(figure, len(panels))
     for one, (title, cells) in zip(axes, panels.items(), strict=True):
         values = [[cells.get((kind, block)) for block in blocks] for kind in kinds]
         names = [str(block) for block in blocks]
@@ -359,7 +212,7 @@ FIGURES = (
         "scores.png",
         "Scores of the units by layer",
         "How the scores are spread in each layer: the middle half (box) with the median (white), the middle 90 % "
-        "(line), and the highest score that was removed (orange).",
+        "(line), and the highest score that was removed (orange). Of whole layers, each one's own score.",
         scores,
     ),
     FigureKind(

@@ -166,11 +166,12 @@ def prepare(
             warnings.append(f"the result goes without a tokenizer: {error}")
     reader = _Reader(tokenizer, base, config, progress)
     settings = {**settings, "seed": settings.get("seed", config.seed)}
+    cut = {**_usual_text(config, base), **{name: value for name, value in settings.items() if value is not None}}
     loaded, parsed = {}, {}
     for name, value in corpora.items():
         if not _is_tokens(value):
-            parsed[name] = parse_corpus(value, **settings)
-        loaded[name] = reader.calibration(name, parsed.get(name, value))
+            parsed[name] = parse_corpus(value, **settings)  # held-out text is cut alike for all methods
+        loaded[name] = reader.calibration(name, value if _is_tokens(value) else parse_corpus(value, **cut))
     if config.pseudo_labels:
         loaded[TASK] = as_questions(loaded[TASK])
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
@@ -179,6 +180,14 @@ def prepare(
         check_fits(corpus, base.outline)
     refuse_overlap(loaded.values(), held.values())
     return Plan(base, config, tokenizer, loaded, held, warnings + missing, time.perf_counter() - started)
+
+
+def _usual_text(config: PruningConfig, base: Opening) -> dict[str, Any]:
+    """How a method's calibration text is cut where the user does not say it, at lengths that the model can read."""
+    text, limit = dict(config.preset.text), max_length(base.config)
+    if limit is not None and "sequence_length" in text:
+        text["sequence_length"] = min(int(text["sequence_length"]), limit)
+    return text
 
 
 def _is_tokens(value: Any) -> bool:
@@ -291,7 +300,7 @@ def smaller(
         A new model of the same class.
 
     Raises:
-        UnsupportedModelError: The model's class cannot be built so small.
+        ConfigError: The model's class cannot be built so small; it names what is possible.
         NumericalError: The smaller model answers otherwise.
     """
     masked = None if kept_layers(report.units) is not None else make_probe(model, tokenizer)

@@ -21,6 +21,7 @@ from hubprune.criterion import Criterion, load_criterion
 from hubprune.evidence import Need, needs_of
 from hubprune.flow import Plan
 from hubprune.opening import Opening
+from hubprune.scoring import takes_alike
 from hubprune.sparsity import Structured, Unstructured
 from hubprune.unit_criterion import UnitCriterion
 from hubprune.units import find_groups
@@ -36,6 +37,8 @@ SCORED_LOGIT, LEARNT_LOGIT = 12, 20
 FORWARD, BACKWARD = 0.6, 1.2
 # Numbers for each pair of positions where a model computes attention step by step: scores, probabilities, a copy.
 ATTENTION = 3
+# The same where single dimensions of queries and keys are looked at: scores and probabilities with and without one.
+WATCHED = 5
 # Bytes for each weight that is checked for NaN, besides a copy of it.
 CHECKING = 3
 # What libraries set up on first use, and small pieces that were freed.
@@ -165,10 +168,12 @@ def _longest(corpora: Iterable[Corpus]) -> int:
 
 
 def _evaluation(plan: Plan) -> int:
-    """Bytes of the logits of a batch, beside those of the one before, and of a part of them in float32."""
+    """Bytes of the logits that exist at once, beside those before them, and of a part of them in float32."""
     vocabulary = int(plan.base.config.get_text_config().vocab_size)
     window = _longest(plan.evaluation.values()) * vocabulary
     logits = max(window, min(plan.config.batch_size * window, evaluation.MOST_LOGITS))
+    if evaluation.keeps_some(plan.base.outline):
+        logits = min(logits, max(evaluation.MOST_AT_ONCE, plan.config.batch_size * vocabulary))
     return 2 * logits * plan.base.dtype.itemsize + min(window, evaluation.MOST_WIDE_LOGITS) * SCORED_LOGIT
 
 
@@ -211,11 +216,23 @@ def _work(plan: Plan, criterion: Criterion, block: Sequence[Matrix]) -> Iterator
         yield len(hessians) * squares + int(tokens * here)
     # Factors beside the sums, one of them being made; then scores.
     yield (len(hessians) + 1) * squares + max(3 * WIDE * widest * widest if hessians else 0, CHOOSING * largest)
+    if isinstance(criterion, UnitCriterion):
+        yield criterion.working_memory(widest)
+        if criterion.reads_attention and "attention_dim" in plan.config.resolved_unit():
+            heads = int(plan.base.config.get_text_config().num_attention_heads)
+            yield WATCHED * WIDE * heads * _longest(plan.corpora.values()) ** 2
     if singly:  # sums over gradients, the weights in float32; gradients with what they come from, or scores
         sums = weights * (WIDE if running == WIDE else 2 * WIDE)
+        sums += weights * WIDE * (_told_apart(plan, criterion) - 1)
         length = max(plan.corpora[name].facts.sequence_length for name in singly)
         kept = int(length * (BACKWARD * flow + 2 * ATTENTION * pairs * length))
         yield sums + max(weights * running + max(kept, 3 * WIDE * largest), CHOOSING * largest)
+
+
+def _told_apart(plan: Plan, criterion: Criterion) -> int:
+    """Sums over gradients of each matrix: one, or one for each corpus where units are chosen."""
+    structured = isinstance(plan.config.resolved_pattern(), Structured)
+    return max(len(plan.corpora), 1) if structured and takes_alike(criterion) else 1
 
 
 def _inputs(block: Sequence[Matrix]) -> Iterator[int]:

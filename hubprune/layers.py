@@ -28,8 +28,8 @@ def block_influence(
     *,
     activations: Activations | None = None,
     progress: bool = True,
-) -> torch.Tensor:
-    """Score every block over all tokens, ``(blocks,)``; higher = keep.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Score every block over all tokens, ``(blocks,)``, and over those of each corpus; higher = keep.
 
     Args:
         replay: The engine, entered.
@@ -41,19 +41,23 @@ def block_influence(
     """
     sweeps = Sweeps(replay, [[] for _ in replay.blocks], activations or Activations())
     streams = {name: sweeps.open(corpus.batches(batch_size)) for name, corpus in corpora.items()}
-    found = []
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in corpora}
     quiet = not progress or ranks.rank() > 0
     for index in tqdm(range(len(replay.blocks)), desc="Measuring layers", unit="block", disable=quiet, delay=1):
         before = {name: stream.front for name, stream in streams.items()}
         sweeps.forward(streams, range(index, index + 1), lambda _: {}, lambda _: None)
-        total = torch.zeros(2, dtype=torch.float64)
         for name, stream in streams.items():
+            total = torch.zeros(2, dtype=torch.float64)
             for left, right in zip(before[name], stream.front, strict=True):
                 turned = criterion.turned(left.tensor(), right.tensor())
                 total += torch.tensor([float(turned.sum()), turned.numel()], dtype=torch.float64)
-        turned_sum, tokens = ranks.add_up(total).tolist()
-        found.append(turned_sum / tokens)
-    return torch.tensor(found)
+            found[name].append(ranks.add_up(total))
+    sums = {name: torch.stack(totals) for name, totals in found.items()}
+
+    def mean(total: torch.Tensor) -> torch.Tensor:
+        return (total[:, 0] / total[:, 1]).float()
+
+    return mean(torch.stack([*sums.values()]).sum(dim=0)), {name: mean(total) for name, total in sums.items()}
 
 
 def choose_layers(
@@ -81,13 +85,22 @@ def choose_layers(
         (facts,) = note_fields(notes[0], "units", UnitFacts)
     else:
         mine = {name: corpus.share() for name, corpus in corpora.items()}
-        scores = block_influence(replay, criterion, mine, batch_size, **keywords)
+        scores, alone = block_influence(replay, criterion, mine, batch_size, **keywords)
         keep = masks.keep_block(scores[None], removed)[0]
+        alone_keep = {name: masks.keep_block(each[None], removed)[0] for name, each in alone.items()}
         quantiles = scores.quantile(torch.tensor(list(QUANTILES.values()))).tolist()
         summary = {**dict(zip(QUANTILES, quantiles, strict=True)), "threshold": float(scores[~keep].max())}
         size = weights_in(replay.blocks[0])
         facts = UnitFacts(
-            replay.weights.prefixes[0], 0, "layer", len(keep), pack_removed((~keep).tolist()), size, scores=summary
+            replay.weights.prefixes[0],
+            0,
+            "layer",
+            len(keep),
+            pack_removed((~keep).tolist()),
+            size,
+            scores=summary,
+            each=[round(score, 6) for score in scores.tolist()],
+            overlap=masks.overlap(alone_keep),
         )
     gone = set(facts.removed_indices)
     left = [index for index in range(facts.count) if index not in gone]

@@ -31,6 +31,8 @@ class Method:
         sparsity: Default fraction removed.
         options: The method's own settings with their defaults.
         choices: Allowed values of the settings that are words.
+        text: How its calibration text is cut where the user does not say it, in fields of ``CorpusConfig``; the length
+            is that of the model where that is shorter.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Method:
     sparsity: float = 0.5
     options: Mapping[str, float | str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text: Mapping[str, int | bool] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
@@ -139,6 +142,7 @@ METHODS: dict[str, Method] = {
             sparsity=0.25,
             options={"documents": "max"},
             choices={"documents": ("max", "mean", "p95")},
+            text={"num_samples": 128, "sequence_length": 512, "packing": False},
         ),
         Method(
             name="attribution",

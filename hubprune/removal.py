@@ -260,7 +260,7 @@ def outline_of(model: PreTrainedModel, rows: Sequence[UnitFacts]) -> PreTrainedM
     if layers is not None:
         return bare(fewer_layers(model.config, layers), plain_class(model), next(model.parameters()).dtype)
     groups = find_groups(model, dict.fromkeys(row.unit for row in rows))
-    return smaller_outline(model, groups, {row.name: row.kept for row in rows})
+    return check_legal(model, groups, {row.name: row.kept for row in rows})
 
 
 def shrunk(model: PreTrainedModel, rows: Sequence[UnitFacts]) -> PreTrainedModel:
@@ -274,7 +274,7 @@ def shrunk(model: PreTrainedModel, rows: Sequence[UnitFacts]) -> PreTrainedModel
         A new model of the same class on the same device; it shares tensors that were not cut.
 
     Raises:
-        UnsupportedModelError: The model's class cannot be built so small.
+        ConfigError: The model's class cannot be built so small; it names the counts that it can be built with.
     """
     small = outline_of(model, rows)
     layers = kept_layers(rows)

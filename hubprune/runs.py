@@ -297,7 +297,7 @@ def shrink(model: PreTrainedModel, report: PruningReport) -> PreTrainedModel:
 
     Raises:
         UsageError: No units were removed.
-        UnsupportedModelError: The model's class cannot be built so small; the model itself is as it was.
+        ConfigError: The model's class cannot be built so small; it names what is possible, and the model is as it was.
     """
     if not report.units or report.application == "remove":
         raise UsageError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from hubprune import ranks
 from hubprune.architecture import Matrix
+from hubprune.calibration import Corpus
 from hubprune.criterion import Criterion
 from hubprune.engine import Engine, Flow, GradientSink
 from hubprune.errors import NumericalError
@@ -38,12 +40,25 @@ class Scoring:
         self.evidence = Evidence(criterion, damping, ())
         self.unranked: list[str] = []
         self.damping_of: dict[str, float | None] = {}
-        self._summaries: dict[Matrix, torch.Tensor | None] = {}
-        self._sums: dict[Matrix, torch.Tensor] = {}
+        self._apart: dict[str, int] = {}
+        self._summaries: dict[Matrix, dict[str, torch.Tensor | None]] = {}
+        self._sums: dict[Matrix, dict[str, torch.Tensor]] = {}
+
+    def tell_apart(self, corpora: Mapping[str, Corpus]) -> None:
+        """Keep what each corpus says apart as well, where the criterion takes several alike.
+
+        Second moments are not kept apart: each is as large as a matrix.
+
+        Args:
+            corpora: This process' part of the text.
+        """
+        if takes_alike(self.criterion) and len(corpora) > 1:
+            self._apart = {name: len(corpus.sequences) for name, corpus in corpora.items()}
 
     def watch(self, needs: Sequence[Need], corpora: Iterable[str]) -> dict[str, Sinks]:
         """Begin with a block: where its inputs from each corpus go."""
-        self.evidence = Evidence(self.criterion, self.damping, needs)
+        norms: list[Need] = [("norm", name) for name in self._apart] if ("norm", "all") in needs else []
+        self.evidence = Evidence(self.criterion, self.damping, (*needs, *norms))
         return {name: self.evidence.sinks(name) for name in corpora}
 
     def summarise(self, matrices: Iterable[Matrix]) -> None:
@@ -53,7 +68,7 @@ class Scoring:
             NumericalError: A Hessian cannot be factorised.
         """
         for matrix in matrices:
-            self._summaries[matrix] = self.evidence.summary(matrix)
+            self._summaries[matrix] = self._summarised(matrix)
             self.damping_of[matrix.name] = self.evidence.damping_of(matrix)
         self.forget()
 
@@ -61,16 +76,29 @@ class Scoring:
         """Let go of the evidence of a block."""
         self.evidence = Evidence(self.criterion, self.damping, ())
 
+    def _summarised(self, matrix: Matrix) -> dict[str, torch.Tensor | None]:
+        """What the criterion wants to know of a matrix' inputs, from all text under ``""`` and from each corpus."""
+        return {"": self.evidence.summary(matrix), **{name: self.evidence.norm(matrix, name) for name in self._apart}}
+
     def gradients(self, matrices: Sequence[Matrix]) -> GradientSink:
         """Begin to add up what the gradients of each sequence say about some matrices."""
-        self._sums |= {m: torch.zeros_like(m.view(), dtype=torch.float32) for m in matrices}
+        names = tuple(self._apart) or ("",)
+        for matrix in matrices:
+            self._sums[matrix] = {name: torch.zeros_like(matrix.view(), dtype=torch.float32) for name in names}
         weights = {matrix: self.replay.values(matrix).float() for matrix in matrices}
+        turns = {matrix: self._turns() for matrix in matrices}
 
         def add(matrix: Matrix, gradient: torch.Tensor, flow: Flow | None) -> None:
-            summary = self._summaries[matrix]
-            self._sums[matrix] += self.criterion.contribution(weights[matrix], gradient, summary)
+            summary = self._summaries[matrix][""]
+            self._sums[matrix][next(turns[matrix])] += self.criterion.contribution(weights[matrix], gradient, summary)
 
         return add
+
+    def _turns(self) -> Iterator[str]:
+        """The corpus of each sequence, in their order; ``""`` where they are not told apart."""
+        if not self._apart:
+            return itertools.repeat("")
+        return itertools.chain.from_iterable(itertools.repeat(name, count) for name, count in self._apart.items())
 
     def score(self, matrix: Matrix, alone: Callable[[str, torch.Tensor], None] | None = None) -> torch.Tensor:
         """Score a matrix, ``(d_out, d_in)``, by what was kept of it or else by the evidence of its block.
@@ -84,8 +112,10 @@ class Scoring:
         Raises:
             NumericalError: The scores are not finite.
         """
-        gradient = ranks.add_up(self._sums.pop(matrix)) if matrix in self._sums else None
-        summary = self._summaries.pop(matrix) if matrix in self._summaries else self.evidence.summary(matrix)
+        sums = {name: ranks.add_up(each) for name, each in self._sums.pop(matrix, {}).items()}
+        gradient = torch.stack([*sums.values()]).sum(dim=0) if len(sums) > 1 else next(iter(sums.values()), None)
+        summaries = self._summaries.pop(matrix) if matrix in self._summaries else self._summarised(matrix)
+        summary = summaries[""]
         self.damping_of.setdefault(matrix.name, self.evidence.damping_of(matrix))
         weight = matrix.view().float()
         scores = self.criterion.scores(weight, summary, gradient)
@@ -100,4 +130,16 @@ class Scoring:
         if alone is not None:
             for name, each in self.criterion.alone(weight, summary, gradient):
                 alone(name, each)
+            for name in self._apart:
+                by_corpus = self.criterion.scores(weight, summaries[name], sums.get(name))
+                if not _constant(by_corpus):  # or it sent no token to this expert
+                    alone(name, by_corpus)
         return scores
+
+
+def takes_alike(criterion: Criterion) -> bool:
+    """Whether a criterion takes norms and gradients from all corpora alike, and nothing else from text."""
+    by_norms = criterion.summary == "norm" and criterion.corpora == ("all",)
+    by_gradients = criterion.gradients == "all"
+    others = (criterion.summary is not None and not by_norms) or (criterion.gradients is not None and not by_gradients)
+    return (by_norms or by_gradients) and not others

@@ -63,15 +63,22 @@ class UnitCriterion(Criterion):
         gradients: Corpora whose gradients are attributed, ``all`` for every one, None for none.
         answers_only: Whether the loss counts the tokens of answers only.
         reads_attention: Whether it also wants queries and keys.
+        intersects: Whether a unit goes only when every corpus lets it go; the report then says how far down their
+            rankings that reached.
     """
 
     observed: tuple[str, ...] = ()
     answers_only: bool = False
     reads_attention: ClassVar[bool] = False
+    intersects: ClassVar[bool] = False
 
     def required_corpora(self) -> tuple[str, ...]:
         """Corpora it cannot do without; ``all`` among them asks for at least one of any name."""
         return tuple(dict.fromkeys((*self.observed, *((self.gradients,) if self.gradients else ()))))
+
+    def working_memory(self, units: int) -> int:
+        """Bytes that it takes to choose among so many units, besides what it has noted of them."""
+        return 0
 
     def prepare(self, sequences: Mapping[str, int]) -> None:
         """Take note of how many sequences each corpus has, before the first one is observed."""
@@ -134,12 +141,21 @@ class UnitCriterion(Criterion):
         """Choose the units that stay by a rule of its own, boolean ``(units,)``; None for the highest scores."""
         return None
 
-    def explain(self, view: UnitView, keep: torch.Tensor, observed: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Fields of ``UnitFacts`` that say why: ``reached``, ``overlap``, ``stand_ins``.
+    def explain(
+        self,
+        view: UnitView,
+        keep: torch.Tensor,
+        observed: Mapping[str, torch.Tensor],
+        attributed: Mapping[str, torch.Tensor],
+        examples: Mapping[str, list[Example]],
+    ) -> dict[str, Any]:
+        """Fields of ``UnitFacts`` that say why: ``stand_ins``, ``fewer``.
 
         Args:
             view: The group.
             keep: The units that stay, boolean ``(units,)``.
             observed: As for ``unit_scores``.
+            attributed: Likewise.
+            examples: Likewise.
         """
         return {}

@@ -74,6 +74,12 @@ class Slice:
         return self.part(getattr(self.module, self.attribute).detach())
 
     @property
+    def line_axis(self) -> int:
+        """The axis in a matrix as ``(d_out, d_in)``: 0 for rows, 1 for columns."""
+        transposed = self.matrix is not None and self.matrix.transposed
+        return 1 - self.axis if transposed else self.axis
+
+    @property
     def unit_size(self) -> int:
         """Weights of one unit in it."""
         whole = self.stored()

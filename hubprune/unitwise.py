@@ -1,6 +1,5 @@
 """Units chosen and pruned, group by group: what the sweeps show becomes scores, and the lowest units go.
 
-A criterion of units scores them itself; the scores of a criterion of weights are added up over the weights of a unit.
 What was chosen is masked in the model at once, so that the next block sees it; cutting out is left to whoever writes
 the result (``final``) or holds the model (``removal.shrunk``).
 """
@@ -8,14 +7,12 @@ the result (``final``) or holds the model (``removal.shrunk``).
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from hubprune import apply, masks, ranks
+from hubprune import apply, ranks
 from hubprune.architecture import Matrix
 from hubprune.calibration import Corpus
 from hubprune.choosing import QUANTILES, Chooser, note_fields
@@ -31,7 +28,8 @@ from hubprune.stats import Hessian
 from hubprune.sweeps import Sinks
 from hubprune.unit_criterion import UnitCriterion
 from hubprune.unit_evidence import UnitEvidence, disagreements
-from hubprune.units import Group, Slice
+from hubprune.unit_ranking import Ranking, agreement, rank_by_units, rank_by_weights, rank_tied
+from hubprune.units import Group
 
 
 class Unitwise(Chooser):
@@ -65,7 +63,7 @@ class Unitwise(Chooser):
         for group in groups:
             self.by_block[group.block].append(group)
         self.whole_model = any(group.tied for group in groups)  # the same units go from several blocks
-        self.tied: dict[str, dict[Group, torch.Tensor]] = {}
+        self.tied: dict[str, dict[Group, Ranking]] = {}
         self.replay = replay
         self.scoring = Scoring(replay, criterion, config.damping)
         self.keep: dict[str, torch.Tensor] = {}
@@ -107,6 +105,8 @@ class Unitwise(Chooser):
         """Tell the criterion how much text there is."""
         if self.by_units is not None:
             self.units = UnitEvidence(self.replay, self.by_units, corpora)
+        else:
+            self.scoring.tell_apart(corpora)
 
     # What it sees
 
@@ -150,12 +150,11 @@ class Unitwise(Chooser):
         self._forget(index)
 
     def decide_on_all(self) -> None:
-        """Choose units that go from several blocks, by the mean of their scores there, each over that of its block."""
-        for scored in self.tied.values():
-            total = torch.stack([scores / _size(scores) for scores in scored.values()]).mean(dim=0)
-            keep = masks.keep_block(total[None], self.removed[next(iter(scored)).name])[0]
-            for group, scores in scored.items():
-                self._note_choice(group, keep, scores, {})
+        """Choose units that go from several blocks."""
+        for ranked in self.tied.values():
+            rank_tied([*ranked.values()], self.removed[next(iter(ranked)).name])
+            for group, ranking in ranked.items():
+                self._note_choice(group, ranking)
         self.tied.clear()
         for index in range(len(self.by_block)):
             self._write(index)
@@ -187,59 +186,21 @@ class Unitwise(Chooser):
             self.units.forget(self.by_block[index])
 
     def _choose(self, group: Group) -> None:
-        """Score the units of a group and mark the lowest."""
+        """Rank the units of a group and mark the lowest."""
         removed = self.removed[group.name]
         if self.units is None:
-            scores, alone = self._summed(group)
-            keep = masks.keep_block(scores[None], removed)[0]
-            explained: dict[str, Any] = {
-                "overlap": masks.overlap(
-                    {name: masks.keep_block(each[None], removed)[0] for name, each in alone.items()}
-                )
-            }
+            ranking = rank_by_weights(self.scoring, group, removed)
         else:
-            scores, keep, explained = self._choose_by_units(self.units, group, removed)
-        if group.tied:
-            self.tied.setdefault(group.tied, {})[group] = scores.cpu()
-        else:
-            self._note_choice(group, keep.cpu(), scores.cpu(), explained)
-
-    def _choose_by_units(
-        self, known: UnitEvidence, group: Group, removed: int
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Scores, units that stay, and the reasons, by a criterion of units."""
-        view, (observed, attributed) = known.view(group), known.rows(group)
-        sized = view.weight is not None
-        blind = sized and bool(known.observed) and not observed  # an expert that no token was sent to
-        if not blind:
-            scores = known.criterion.unit_scores(view, observed, attributed, known.examples).float().cpu()
-            if not bool(torch.isfinite(scores).all()):
-                raise NumericalError(f"scores must be finite, and those of {group.name} are not: load it in float32")
-            blind = sized and bool(scores.max() == scores.min())
-        if blind:  # nothing tells the units apart
+            ranking = rank_by_units(self.units, group, removed)
+        if ranking.blind:
             self.unranked.append(group.name)
-            scores = view.size().cpu()
-            return scores, masks.keep_block(scores[None], removed)[0], {}
-        keep = known.criterion.select(view, scores, observed, removed) if removed else None
-        if keep is None:
-            keep = masks.keep_block(scores[None], removed)[0]
-        return scores, keep.cpu(), known.criterion.explain(view, keep.cpu(), observed)
+        if group.tied:
+            self.tied.setdefault(group.tied, {})[group] = ranking
+        else:
+            self._note_choice(group, ranking)
 
-    def _summed(self, group: Group) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Scores of single weights, added up over each unit; and what each corpus alone says, by its name."""
-        total, alone = torch.zeros(group.count), defaultdict[str, torch.Tensor](lambda: torch.zeros(group.count))
-        for matrix in group.matrices:
-            over_units = functools.partial(_over_units, [each for each in group.slices if each.matrix is matrix])
-
-            def add(name: str, scores: torch.Tensor, over_units: Any = over_units) -> None:
-                alone[name] += over_units(scores)
-
-            total += over_units(self.scoring.score(matrix, add))
-        return total, alone
-
-    def _note_choice(
-        self, group: Group, keep: torch.Tensor, scores: torch.Tensor, explained: Mapping[str, Any]
-    ) -> None:
+    def _note_choice(self, group: Group, ranking: Ranking) -> None:
+        keep, scores = ranking.keep, ranking.scores
         self.keep[group.name] = keep
         quantiles = scores.quantile(torch.tensor(list(QUANTILES.values()))).tolist()
         summary = dict(zip(QUANTILES, quantiles, strict=True))
@@ -253,7 +214,8 @@ class Unitwise(Chooser):
             pack_removed((~keep).tolist()),
             group.unit_size,
             scores=summary,
-            **explained,
+            **agreement(ranking, intersects=self.by_units is not None and self.by_units.intersects),
+            **ranking.explained,
         )
 
     def _repair(self, group: Group) -> None:
@@ -291,7 +253,7 @@ class Unitwise(Chooser):
                 if each.matrix is None:
                     continue
                 mask = pruned.setdefault(each.matrix.name, torch.zeros(each.matrix.shape, dtype=torch.bool))
-                by_line = mask if _axis(each) == 0 else mask.T
+                by_line = mask if each.line_axis == 0 else mask.T
                 by_line[each.index[gone].flatten()] = True
         for matrix in {m.name: m for group in self.by_block[index] for m in group.matrices}.values():
             view = matrix.view()
@@ -373,20 +335,3 @@ class Unitwise(Chooser):
         groups = [group for block in self.by_block for group in block]
         ordered = dict.fromkeys(matrix.name for group in groups for matrix in group.matrices)
         return [self.matrix_facts[name] for name in ordered], [self.facts[group.name] for group in groups]
-
-
-def _over_units(slices: Sequence[Slice], scores: torch.Tensor) -> torch.Tensor:
-    """Scores of a matrix, added up over what belongs to each unit, ``(units,)``."""
-    lines = (scores.sum(dim=1 - _axis(each)).cpu()[each.index].sum(dim=1) for each in slices)
-    return torch.stack([*lines]).sum(dim=0)
-
-
-def _axis(part: Slice) -> int:
-    """Axis of a part of a matrix as ``(d_out, d_in)``: 0 for rows, 1 for columns."""
-    transposed = part.matrix is not None and part.matrix.transposed
-    return 1 - part.axis if transposed else part.axis
-
-
-def _size(scores: torch.Tensor) -> torch.Tensor:
-    """The mean magnitude of scores, a scalar."""
-    return scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubprune.architecture import find_blocks
 from hubprune.calibration import Corpus, corpus_from_tokens, load_corpus
 from hubprune.errors import ConfigError, NumericalError
 from hubprune.evaluation import cut, perplexity
@@ -185,3 +186,21 @@ def test_a_start_token_goes_in_front_of_each_text():
     behind = torch.cat([torch.ones(3, 1, dtype=torch.long), ids], dim=1)
     assert found.perplexity == pytest.approx(reference(model, behind), rel=1e-5)
     assert (found.tokens, found.bos, found.layout) == (27, True, "separate")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_that_are_too_many_are_asked_of_the_head_a_few_at_a_time(family, monkeypatch):
+    model, corpus = build(family), corpus_from_tokens(token_ids(4, 12), "general")
+    whole = perplexity(model, corpus, batch_size=2)
+    ran, asked = [], []
+    _, blocks = find_blocks(model)
+    blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _module, _args, output: asked.append(output.shape[1]))
+    monkeypatch.setattr("hubprune.evaluation.MOST_AT_ONCE", 2 * 5 * model.get_input_embeddings().num_embeddings)
+    parts = perplexity(model, corpus, batch_size=2)
+    assert asked == [5, 5, 1] * 2  # of 11 positions, for 2 windows each time
+    assert len(ran) == 2  # the blocks ran once for each batch
+    assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
+    assert (parts.tokens, parts.windows) == (whole.tokens, whole.windows)
+    assert perplexity(model, corpus, batch_size=2) == parts  # nothing is left changed

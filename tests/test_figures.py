@@ -49,7 +49,7 @@ def report() -> PruningReport:
     rows = [
         unit_row(0, 3, scores=QUANTILES, overlap={"en/de": 0.5}, stand_ins=[(0, 5, 1.0), (1, 6, 2.0), (2, 7, 4.0)]),
         unit_row(1, 5, scores={**QUANTILES, "threshold": 0.7}, overlap={"en/de": 1.0}, stand_ins=[(4, 9, 8.0)]),
-        UnitFacts("m", 0, "layer", 3, pack_removed([False, True, False]), 500),
+        UnitFacts("m", 0, "layer", 3, pack_removed([False, True, False]), 500, each=[0.4, 0.1, 0.2]),
     ]
     return PruningReport(matrices=matrices(), units=rows)
 
@@ -101,12 +101,18 @@ def test_kept_units_are_counted_by_layer() -> None:
 
 
 def test_scores_are_the_quantiles_of_the_report() -> None:
-    (axes,) = drawn(figures.scores, report()).axes
+    axes, layers = drawn(figures.scores, report()).axes
     boxes = [(bar.get_y(), bar.get_height()) for bar in axes.patches]
     assert boxes == [(1.0, 3.0), (1.0, 3.0)]
     whiskers, medians, cuts = ([segment[:, 1].tolist() for segment in c.get_segments()] for c in axes.collections)
     assert (whiskers, medians, cuts) == ([[0.1, 40.0]] * 2, [[2.0, 2.0]] * 2, [[0.5, 0.5], [0.7, 0.7]])
     assert axes.get_yscale() == "log"  # from 0.1 to 40 are more than two decades
+    assert [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in layers.patches] == [
+        (pytest.approx(0.0), 0.4),
+        (pytest.approx(2.0), 0.2),
+        (pytest.approx(1.0), 0.1),
+    ]
+    assert [text.get_text() for text in layers.get_legend().get_texts()] == ["kept", "removed"]
 
 
 def test_stand_ins_are_counted_into_a_histogram() -> None:

@@ -19,20 +19,20 @@ ORDER = (
     "energy carddata report exportrecord huberrors hub jobs filling sources tokens architecture units removal "
     "weights activations shards work sequences calibration inputs recording engine replay stats criterion "
     "unit_criterion criteria attention evidence masks allocation apply zeros sweeps scoring choosing weightwise "
-    "unit_evidence unitwise whole labelling loop layers pruner evaluation opening quantized reloading verifier "
-    "readme recipe usage citations drawing figures similarity metadata card evalresults page uploads prompts "
-    "space saving space_publisher publisher comparison flow footprint probe estimate runs adapters training "
-    "teacher reconstruct recovery_text recovery_plan recovery recoverer protocol calibrated variants measured "
-    "harness answers sizes speed sidebyside modeling quantizer tracing session rounding graphcheck exporthub "
-    "exported exporting doctor cli __main__"
+    "unit_evidence unit_ranking unitwise whole labelling loop layers pruner evaluation opening quantized "
+    "reloading verifier readme recipe usage citations drawing unit_figures figures similarity metadata findings "
+    "card evalresults page uploads prompts space saving space_publisher publisher comparison flow footprint probe "
+    "estimate runs adapters training teacher reconstruct recovery_text recovery_plan recovery recoverer protocol "
+    "calibrated variants measured harness answers sizes speed sidebyside modeling quantizer tracing session "
+    "rounding graphcheck exporthub exported exporting doctor cli __main__"
 ).split()
 BESIDE = {"localhub": {"errors", "resources"}, "demo": set(ORDER) - {"cli", "__main__"} | {"localhub"}}
 MAY_USE_BESIDE = {"cli": {"localhub", "demo"}}
 
 NO_TORCH = set(
-    "errors resources sparsity fields presets corpora config recovery_config facts outcomes energy carddata report "
-    "exportrecord huberrors hub jobs filling sources readme recipe usage citations drawing figures similarity "
-    "metadata card evalresults page uploads prompts space".split()
+    "errors resources sparsity fields presets corpora config recovery_config facts outcomes energy carddata "
+    "report exportrecord huberrors hub jobs filling sources readme recipe usage citations drawing unit_figures "
+    "figures similarity metadata findings card evalresults page uploads prompts space".split()
 )
 NO_TORCH |= {"localhub", "__init__"}
 REGISTERS_HOOKS = {"engine", "replay", "whole"}

@@ -156,6 +156,19 @@ def test_text_of_a_language_and_of_a_task_come_in_by_every_door():
         )
 
 
+def test_cus_prun_asks_documents_and_is_measured_as_every_method():
+    asked = {"method": "cus-prun", "sparsity": 0.25, "num_samples": 6, "domain": MEDICAL_ID, "progress": False}
+    model = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **asked)
+    (text,) = model.hubprune_report.corpora
+    assert (text.packing, text.num_sequences, [source.rows for source in text.sources]) == (False, 6, [6])
+    assert text.tokens < 6 * text.sequence_length <= 6 * model.config.max_position_embeddings
+    rows = model.hubprune_report.evaluation
+    assert {(row.layout, row.window) for row in rows} == {("packed", model.config.max_position_embeddings)}
+    other = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **asked, packing=True, sequence_length=32)
+    (text,) = other.hubprune_report.corpora
+    assert (text.packing, text.tokens) == (True, 6 * 32)
+
+
 def test_functions_prune_a_model_in_memory_and_publish_it(hub):
     model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)

@@ -161,6 +161,18 @@ def test_masked_and_removed_answer_alike(method, unit, application):
     assert small.config.num_heads == (3 if "kv_group" in unit else 4)
 
 
+@pytest.mark.parametrize("method", ["cus-prun", "taylor"])
+def test_heads_that_a_stack_shares_tell_how_far_texts_agree(method):
+    config = PruningConfig(method, unit="ffn_neuron+kv_group", sparsity=0.25, application="zero")
+    report = prune(t5("gated"), None, config, {"domain": examples(), "task": examples(3)}, progress=False)
+    for row in report.units:
+        assert row.overlap.keys() == {"domain/task"}
+        assert (row.reached is not None and row.reached >= 0.25) == (method == "cus-prun")
+    shared = [row for row in report.units if "SelfAttention" in row.name and row.name.startswith("encoder")]
+    assert len(shared) > 1
+    assert len({row.overlap["domain/task"] for row in shared}) == 1
+
+
 def test_repair_brings_the_answer_closer():
     before, errors = logits(t5()), []
     for application in ("zero", "compensate"):

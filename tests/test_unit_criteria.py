@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hubprune import PruningConfig, prune
+from hubprune import PruningConfig, masks, prune
 from hubprune.calibration import corpus_from_tokens
 from hubprune.criteria.attribution import Attribution
 from hubprune.criteria.cus_prun import CusPrun
 from hubprune.criteria.mutual_information import MutualInformation, information, pairwise_information
 from hubprune.errors import ConfigError
 from hubprune.unit_criterion import Example, UnitCriterion, UnitView
+from hubprune.unit_ranking import Ranking, agreement
 from hubprune.units import find_groups
 from tests.families import FAMILIES, build, token_ids
 
@@ -47,9 +48,11 @@ def test_cus_prun_removes_what_matters_to_no_dimension():
     assert scores.argsort()[:2].tolist() == [0, 4]  # low in both; 1 and 2 are low in one only
     keep = torch.ones(6, dtype=torch.bool)
     keep[scores.argsort()[:2]] = False
-    explained = CusPrun().explain(view, keep, rows)
-    assert explained["reached"] == pytest.approx(3 / 6)  # unit 4 is third in both rankings
-    assert explained["overlap"] == {"language/domain": pytest.approx(1 / 3)}  # {0, 2} and {0, 1}
+    alone = {name: CusPrun().unit_scores(view, {name: each}, {}, {}) for name, each in rows.items()}
+    ranking = Ranking(scores, keep, alone, {name: masks.keep_block(each[None], 2)[0] for name, each in alone.items()})
+    found = agreement(ranking, intersects=True)
+    assert found["reached"] == pytest.approx(3 / 6)  # unit 4 is third in both rankings
+    assert found["overlap"] == {"language/domain": pytest.approx(1 / 3, abs=1e-4)}  # {0, 2} and {0, 1}
 
 
 @pytest.mark.parametrize(("documents", "expected"), [("max", [4.0, 2.0]), ("mean", [2.0, 2.0]), ("p95", [3.7, 2.0])])
@@ -217,7 +220,7 @@ def test_the_matrix_product_gives_what_eigenvalues_give():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "alpha"), [("stand-in", 2.0), ("greedy", 2.0), ("greedy", 1.01), ("random", 2.0)]
+    ("strategy", "alpha"), [("stand-in", 2.0), ("greedy", 2.0), ("greedy", 1.01), ("random", 2.0), ("random", 1.01)]
 )
 def test_of_two_neurons_that_say_the_same_the_weaker_one_goes(strategy, alpha):
     torch.manual_seed(0)
@@ -231,7 +234,7 @@ def test_of_two_neurons_that_say_the_same_the_weaker_one_goes(strategy, alpha):
     assert int((~keep).sum()) == 1
     if strategy != "random":
         assert keep.tolist() == [True, True, False, True]
-        ((gone, stand_in, bits),) = criterion.explain(view, keep, rows)["stand_ins"]
+        ((gone, stand_in, bits),) = criterion.explain(view, keep, rows, {}, {})["stand_ins"]
         assert (gone, stand_in) == (2, 1)
         assert bits > 1
 
@@ -251,9 +254,35 @@ def test_the_weakest_stays_where_nothing_stands_in_for_it():
 
 
 def test_another_alpha_is_for_pairs():
-    with pytest.raises(ConfigError, match="option alpha decides the order of pairs, got 1.01: add strategy='greedy'"):
+    with pytest.raises(ConfigError, match="alpha is for strategies that visit pairs, got 1.01: add strategy='greedy'"):
         PruningConfig("mutual-information", options={"alpha": 1.01})
-    PruningConfig("mutual-information", options={"alpha": 1.01, "strategy": "greedy"})
+    for strategy in ("greedy", "random"):
+        PruningConfig("mutual-information", options={"alpha": 1.01, "strategy": strategy})
+        with pytest.raises(ConfigError, match="alpha must be above 0 and not 1, got 1"):
+            PruningConfig("mutual-information", options={"alpha": 1, "strategy": strategy})
+
+
+def test_pairs_drawn_by_lot_come_first_where_another_alpha_finds_much_in_common():
+    torch.manual_seed(0)
+    values = torch.randn(32, 12)
+    values[:, 6:] = values[:, :6] + 0.3 * torch.randn(32, 6)
+    view, rows = view_of(torch.ones(3, 12)), {"domain": values}
+    pairs = MutualInformation("random", 1.01, positions=32)._pairs(view, rows).tolist()
+    plain = MutualInformation("random", positions=32)._pairs(view, rows).tolist()
+    bits = [information(values[:, left], values[:, right], 1.01) for left, right in pairs]
+    middle = sorted(bits)[len(bits) // 2]
+    above = [bit >= middle for bit in bits]
+    assert above == sorted(above, reverse=True)
+    assert [pair for pair in plain if pair in pairs[: sum(above)]] == pairs[: sum(above)]  # in the order of the lot
+
+
+def test_few_examples_are_held_against_all():
+    rows = torch.cat([torch.tensor([[3.0, 1, 2, 4]]).repeat(8, 1), torch.tensor([[1.0, 2, 3, 4]]).repeat(12, 1)])
+    examples, view, criterion = {"task": [Example()] * 20}, view_of(torch.ones(2, 4)), Attribution()
+    keep = torch.ones(4, dtype=torch.bool)
+    # Ranks by all 20: 1 0 2 3; by the first 8: 2 0 1 3, so that rho = 1 - 6 * 2 / (4 * 15); by 16 as by all.
+    assert criterion.explain(view, keep, {}, {"task": rows}, examples) == {"fewer": {"8": 0.8, "16": 1.0}}
+    assert criterion.explain(view, keep, {}, {"task": rows[:8]}, {"task": [Example()] * 8}) == {"fewer": {}}
 
 
 def test_positions_are_spread_over_all_sequences():

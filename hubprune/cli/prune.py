@@ -166,7 +166,8 @@ def prune(
     packing: Annotated[
         bool | None,
         typer.Option(
-            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers.",
+            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers and "
+            "for cus-prun.",
             rich_help_panel=TEXT_PANEL,
         ),
     ] = CorpusConfig.packing,

@@ -178,6 +178,7 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         places: Where the result lies.
     """
     from hubprune.card import size
+    from hubprune.findings import findings
 
     totals = report.totals
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.timings.items())
@@ -191,14 +192,11 @@ def result(report: PruningReport, places: Mapping[str, str]) -> list[Table]:
         ("pattern", report.pattern),
         *((f"{corpus.name} text", _text(corpus)) for corpus in report.corpora),
         ("sparsity of the targeted weights", f"{_percent(totals.sparsity)} of {totals.targeted:,}"),
-        *(
-            [("of the block parameters", f"{_percent(totals.share_of_blocks)} of {totals.blocks:,}")]
-            if report.units
-            else []
-        ),
+        *_of_blocks(report),
         ("of all parameters", f"{_percent(totals.share_of_all)} of {totals.parameters:,}"),
         *([("parameters left", f"{totals.left:,}")] if report.application == "remove" else []),
         *([("neurons left in a layer", f"a multiple of {multiple}")] if (multiple or 1) > 1 else []),
+        *(("found", sentence) for sentence in findings(report.units)),
         ("time", f"{sum(report.timings.values()):.1f} s ({stages})"),
         ("peak memory", memory),
         *places.items(),

@@ -7,10 +7,14 @@ product of the writer's weights with their gradient, ``sum_t h_tk dF/dh_tk = sum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from hubprune.unit_criterion import Example, UnitCriterion, UnitView
+
+# Numbers of examples whose scores are held against those of all, as for tasks with few labels.
+FEWER = (8, 16, 32, 64)
 
 
 class Attribution(UnitCriterion):
@@ -76,6 +80,32 @@ class Attribution(UnitCriterion):
         by_label = torch.stack([rows[where].mean(dim=0) for where in _by_label(given)])
         size = by_label.abs().mean(dim=1, keepdim=True).clamp_min(torch.finfo(by_label.dtype).tiny)
         return (by_label / size).max(dim=0).values
+
+    def explain(
+        self,
+        view: UnitView,
+        keep: torch.Tensor,
+        observed: Mapping[str, torch.Tensor],
+        attributed: Mapping[str, torch.Tensor],
+        examples: Mapping[str, list[Example]],
+    ) -> dict[str, Any]:
+        """How the scores by the first 8, 16, ... examples rank the units, beside those by all: Spearman's rho."""
+        whole = self.unit_scores(view, observed, attributed, examples)
+        fewest = min(map(len, attributed.values()))
+        found = {}
+        for count in (count for count in FEWER if count < fewest):
+            first = {name: rows[:count] for name, rows in attributed.items()}
+            given = {name: examples[name][:count] for name in attributed}
+            found[str(count)] = round(rank_correlation(self.unit_scores(view, observed, first, given), whole), 4)
+        return {"fewer": found}
+
+
+def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Spearman's rank correlation of two sets of scores, ``(units,)`` each; 1 where there is one unit only."""
+    if len(left) < 2:
+        return 1.0
+    ranks = torch.stack([scores.argsort().argsort().double() for scores in (left, right)])
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def _by_label(examples: Sequence[Example]) -> list[list[int]]:

@@ -7,9 +7,7 @@ intersection has exactly the size that is asked for.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -29,7 +27,7 @@ class CusPrun(UnitCriterion):
     """
 
     observed = ("all",)
-    reads_attention = True
+    reads_attention, intersects = True, True
 
     def __init__(self, documents: str = "max") -> None:
         self.documents = documents
@@ -51,10 +49,6 @@ class CusPrun(UnitCriterion):
             return rows.max(dim=0).values
         return rows.mean(dim=0) if self.documents == "mean" else rows.quantile(0.95, dim=0)
 
-    def _ranks(self, observed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rank of each unit for each corpus, 0 for the least important."""
-        return {name: self._importance(rows).argsort(stable=True).argsort() for name, rows in observed.items()}
-
     def unit_scores(
         self,
         view: UnitView,
@@ -63,19 +57,6 @@ class CusPrun(UnitCriterion):
         examples: Mapping[str, list[Example]],
     ) -> torch.Tensor:
         """The worst rank, and among units with the same one their mean rank, ``(units,)``."""
-        ranks = torch.stack(list(self._ranks(observed).values())).float()
+        importance = (self._importance(rows) for rows in observed.values())
+        ranks = torch.stack([each.argsort(stable=True).argsort() for each in importance]).float()
         return ranks.max(dim=0).values + ranks.mean(dim=0) / (view.count + 1)
-
-    def explain(self, view: UnitView, keep: torch.Tensor, observed: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """How far into each ranking the removed units reach, and how much the dimensions' own choices overlap."""
-        ranks = self._ranks(observed)
-        removed = int((~keep).sum())
-        if removed == 0:
-            return {"reached": 0.0}
-        worst = torch.stack(list(ranks.values())).max(dim=0).values
-        lowest = {name: rank < removed for name, rank in ranks.items()}
-        overlap = {
-            f"{left}/{right}": float((lowest[left] & lowest[right]).sum() / (lowest[left] | lowest[right]).sum())
-            for left, right in itertools.combinations(lowest, 2)
-        }
-        return {"reached": float((worst[~keep].max() + 1) / view.count), "overlap": overlap}

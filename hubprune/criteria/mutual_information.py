@@ -84,8 +84,9 @@ class MutualInformation(UnitCriterion):
             of it as is said of every second neuron by its nearest.
             ``greedy`` visits pairs from the highest mutual information down and removes the weaker one of each;
             ``random`` draws them among those above the median, as the paper does.
-        alpha: Order of the entropy. Other than 2, it decides the order of the pairs that alpha = 2 puts in front,
-            which only ``greedy`` visits.
+        alpha: Order of the entropy. Other than 2, it looks once more at the pairs that come first with alpha = 2:
+            ``greedy`` visits them in its own order, ``random`` leaves those below its median for later. ``stand-in``
+            visits no pairs.
         positions: Token positions at which neurons are compared, taken from all sequences.
     """
 
@@ -94,7 +95,12 @@ class MutualInformation(UnitCriterion):
     def __init__(self, strategy: str = "stand-in", alpha: float = 2.0, positions: float = 128) -> None:
         self.strategy, self.alpha, self.positions = strategy, alpha, int(positions)
         self.each = 1
-        self._known: tuple[str, torch.Tensor] | None = None
+        self._known: tuple[tuple[str, ...], torch.Tensor] | None = None
+
+    def working_memory(self, units: int) -> int:
+        """Kernels of all neurons with what they are made of, the table of their pairs, and the order of the pairs."""
+        pairs = 2 if self.strategy == "stand-in" else 9
+        return 4 * units * (self.positions**2 + pairs * units) + 8 * min(units, BLOCK) * self.positions**2
 
     def prepare(self, sequences: Mapping[str, int]) -> None:
         """Spread the positions over all sequences."""
@@ -125,8 +131,9 @@ class MutualInformation(UnitCriterion):
         return rows.square().mean(dim=0).sqrt() * view.size()
 
     def _information(self, view: UnitView, observed: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if self._known is None or self._known[0] != view.name:
-            self._known = view.name, pairwise_information(self._values(observed))
+        what = (view.name, *observed)
+        if self._known is None or self._known[0] != what:
+            self._known = what, pairwise_information(self._values(observed))
         return self._known[1]
 
     def _pairs(self, view: UnitView, observed: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -140,11 +147,12 @@ class MutualInformation(UnitCriterion):
             digest = hashlib.sha256(f"{self.seed}|{view.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             order = torch.cat([front[torch.randperm(len(front), generator=generator)], order[len(front) :]])
-        elif self.alpha != 2.0:
+        if self.alpha != 2.0:
             values_at, front = self._values(observed), order[:SHORTLIST]
             pairs = above[:, front].T.tolist()
             again = torch.tensor([information(values_at[:, a], values_at[:, b], self.alpha) for a, b in pairs])
-            order = torch.cat([front[again.argsort(descending=True, stable=True)], order[SHORTLIST:]])
+            rank = again >= again.median() if self.strategy == "random" else again
+            order = torch.cat([front[rank.float().argsort(descending=True, stable=True)], order[SHORTLIST:]])
         return above[:, order].T
 
     def select(
@@ -182,7 +190,14 @@ class MutualInformation(UnitCriterion):
                 removed -= 1
         return keep
 
-    def explain(self, view: UnitView, keep: torch.Tensor, observed: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def explain(
+        self,
+        view: UnitView,
+        keep: torch.Tensor,
+        observed: Mapping[str, torch.Tensor],
+        attributed: Mapping[str, torch.Tensor],
+        examples: Mapping[str, list[Example]],
+    ) -> dict[str, Any]:
         """For each removed neuron, the kept one that says most of the same, and how much."""
         table = self._information(view, observed)
         gone, left = (~keep).nonzero()[:, 0], keep.nonzero()[:, 0]
