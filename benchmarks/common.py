@@ -65,6 +65,7 @@ def random_llama(
     vocabulary: int,
     intermediate: int | None = None,
     head: int = 64,
+    groups: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
 ):
@@ -79,6 +80,7 @@ def random_llama(
         intermediate_size=intermediate or hidden * 11 // 4,
         num_hidden_layers=layers,
         num_attention_heads=hidden // head,
+        num_key_value_heads=groups or hidden // head,
         max_position_embeddings=4096,
     )
     with torch.device(device):

@@ -13,6 +13,7 @@ recomputed one, and a backward of two), and the second moments of the inputs, su
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -69,17 +70,24 @@ def in_files(folder: Path, device: str) -> Iterator[tuple[str, object]]:
                 yield name, handle.get_tensor(name)
 
 
-def wrong(report, tensors) -> dict[str, int]:
-    """Count what is not as it must be: matrices with another number of zeros than asked for, values not finite."""
+def checked(report, tensors) -> dict:
+    """Count what is not as it must be, and make a hash of each mask, which every variant must have in common.
+
+    Wrong are matrices with another number of zeros than asked for, and values that are not finite.
+    """
+    import numpy
+
     rows = {f"{row.name}.weight": row for row in report.matrices}
+    masks: dict[str, str] = {}
     right = infinite = 0
     for name, tensor in tensors:
         infinite += int((~tensor.isfinite()).sum())
         if name in rows:
+            masks[name] = hashlib.sha256(numpy.packbits((tensor == 0).cpu().numpy()).tobytes()).hexdigest()
             zeros, removed = int((tensor == 0).sum()), int(SPARSITY * tensor.numel() + 0.5)
             # A weight that was zero from the start may be among those that are kept.
             right += rows[name].pruned == removed <= zeros == rows[name].zeros
-    return {"counts": len(rows) - right, "infinite": infinite}
+    return {"counts": len(rows) - right, "infinite": infinite, "masks": masks}
 
 
 def rate(options: argparse.Namespace) -> dict:
@@ -108,13 +116,13 @@ def prune_whole(variant: str, options: argparse.Namespace) -> dict:
     if variant == "memory":
         model = build(options, options.layers)
         report = prune(model, None, config, corpora, progress=False)
-        found = wrong(report, model.state_dict().items())
+        found = checked(report, model.state_dict().items())
     else:
         base, places = options.place / "base", {"device_map": options.device}
         with tempfile.TemporaryDirectory(dir=options.place) as folder:
             out = Path(folder) / "out"
             report = into_folder(base, out, config, corpora, streamed=variant == "streamed", **places)
-            found = wrong(report, in_files(out, options.device))
+            found = checked(report, in_files(out, options.device))
     return {
         "seconds": pruning_seconds(report),
         "stages": {name: report.timings[name] for name in ("forward", "backward")},
@@ -225,11 +233,16 @@ def main() -> None:
         found = {}
         for part in ("rate", *options.parts):
             found[part] = measured(*words, f"--measure={part}")
-            print(part, {name: value for name, value in found[part].items() if name != "rows"}, file=sys.stderr)
+            shown = {name: value for name, value in found[part].items() if name not in ("rows", "masks")}
+            print(part, shown, file=sys.stderr)
     speed, rows = found.pop("rate"), found.pop("sparse", {"rows": []})["rows"]
     targets = Targets()
     if found:
         show(found, options, speed)
+        (reference, first), *others = found.items()
+        for variant, row in others:
+            apart = sum(row["masks"][name] != mask for name, mask in first["masks"].items())
+            targets.at_most(f"{VARIANTS[variant]}: matrices with another mask than {VARIANTS[reference]}", apart, 0)
     for variant, row in found.items():
         targets.at_most(f"{VARIANTS[variant]}: matrices with another count than asked for", row["counts"], 0)
         targets.at_most(f"{VARIANTS[variant]}: weights that are not finite", row["infinite"], 0)

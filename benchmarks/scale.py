@@ -11,9 +11,7 @@ and memory pools are filled.
 ``a`` it is ``a + b n^p``, and where ``n`` grows by a constant factor, differences of neighbouring points are in
 proportion to ``n^p``: the exponent is their log-log slope, with nothing assumed about ``a`` or ``p``. *Memory* is the
 peak that the operating system reports for the first run of a point, less what was resident after the empty run; its
-exponent is the plain log-log slope. What the C library keeps of freed blocks counts as well. With
-``MALLOC_MMAP_THRESHOLD_=131072`` in the environment glibc gives every large one back, which takes time: then exponents
-of memory, and they alone, are those of what the run holds.
+exponent is the plain log-log slope. What the C library keeps of small freed tensors counts as well.
 """
 
 from __future__ import annotations

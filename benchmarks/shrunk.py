@@ -2,7 +2,7 @@
 
     python -m benchmarks.shrunk [--layers 22]
 
-A Llama of 1.1 billion random weights, whose FFN holds three quarters of the parameters, loses a part of its neurons.
+A Llama of 1.1 billion random weights, whose FFN holds 69 % of the parameters, loses a part of its neurons.
 Each variant runs in a process of its own with the same threads; rounds of dense and smaller alternate, and the medians
 count. Random neurons go: which ones does not matter for time and size.
 """
@@ -20,14 +20,15 @@ from benchmarks.common import Targets, flags, measured, random_llama, table
 
 PROMPT, NEW, ROUNDS = 128, 16, 3
 SHARES = (0.25, 0.5)
-HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 5632, 32000
+HIDDEN, INTERMEDIATE, GROUPS, VOCABULARY = 2048, 5632, 4, 32000
 
 
 def write(folder: Path, layers: int, share: float) -> None:
     """Write the dense model, or one with a share of all parameters removed."""
     from hubprune import PruningConfig, prune, shrink
 
-    model = random_llama(HIDDEN, layers, vocabulary=VOCABULARY, intermediate=INTERMEDIATE, dtype="bfloat16")
+    shape = {"vocabulary": VOCABULARY, "intermediate": INTERMEDIATE, "groups": GROUPS, "dtype": "bfloat16"}
+    model = random_llama(HIDDEN, layers, **shape)
     if share:
         config = PruningConfig("random", sparsity=share, share_of="model", application="zero", multiple=64)
         model = shrink(model, prune(model, None, config, {}, progress=False))
@@ -93,8 +94,9 @@ def main() -> None:
         return f"{value / unit:.{digits}f} ({value / dense[name]:.2f})"
 
     table(
-        f"Llama with {options.layers} layers, hidden {HIDDEN}, FFN {INTERMEDIATE}, bfloat16 on disk, float32 at work; "
-        f"prompt of {PROMPT} tokens, {NEW} new ones; medians of {options.rounds} rounds; in brackets: / dense",
+        f"Llama with {options.layers} layers, hidden {HIDDEN}, FFN {INTERMEDIATE}, {GROUPS} KV groups, bfloat16 on "
+        f"disk, float32 at work; prompt of {PROMPT} tokens, {NEW} new ones; medians of {options.rounds} rounds; in "
+        "brackets: / dense",
         (
             "removed of all parameters",
             "FFN",

@@ -1,6 +1,6 @@
 """Perplexity after FFN neurons are removed: every method, with and without repair, on real models and text.
 
-    python -m benchmarks.structured [--models hubprune-real/tri-domain-6m] [--sparsities 0.15 0.25 0.35]
+    python -m benchmarks.structured [--models hubprune-real/tri-domain-6m] [--sparsities 0.15 0.25 0.35] [--documents]
 
 The model is pruned with the general preset (WikiText, TinyStories) and the medical one (PubMedQA, MedQuAD), and
 measured on text that calibration did not see: WikiText, the medical test splits, and case law, which it is not for.
@@ -54,6 +54,7 @@ def measure_all(name: str, options: argparse.Namespace) -> dict[tuple[str, str, 
     dense = AutoModelForCausalLM.from_pretrained(name, dtype="float32").eval()
     length = min(options.length, max_length(dense.config) or options.length)
     sizes = {"num_samples": options.num_samples, "sequence_length": length}
+    sizes |= {"packing": False} if options.documents else {}
     corpora = {
         "general": load_corpus("general", tokenizer, name="general", **sizes),
         "domain": load_corpus("medical", tokenizer, name="domain", **sizes),
@@ -98,8 +99,8 @@ def show(name: str, options: argparse.Namespace, found: Mapping[tuple[str, str, 
         ]
         table(
             f"{name}, {sparsity:.0%} of the FFN neurons of every layer, general and medical text, "
-            f"{options.num_samples} x {options.length} tokens each; perplexity on up to {options.windows} windows of "
-            f"{options.length} tokens",
+            f"{options.num_samples} {'documents of up to' if options.documents else 'x'} {options.length} tokens "
+            f"each; perplexity on up to {options.windows} windows of {options.length} tokens",
             ("method", *TESTS, *(f"{label}, repaired" for label in TESTS)),
             rows,
         )
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.15, 0.25, 0.35])
     parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--documents", action="store_true", help="calibrate on documents as they are, not joined")
     parser.add_argument("--windows", type=int, default=64, help="windows of each test text")
     parser.add_argument("--length", type=int, default=256, help="tokens in a sequence and in a window")
     options = parser.parse_args()

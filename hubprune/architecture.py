@@ -301,14 +301,21 @@ def check_pattern_fits(matrices: Sequence[Matrix], pattern: Pattern) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off, and afterwards every module back to what it was."""
+    """Switch dropout and the loss of routers off, and afterwards modules and config back to what they were."""
     modes = [(module, module.training) for module in model.modules()]
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if isinstance(config, PretrainedConfig) else None
+    routers = bool(getattr(text, "output_router_logits", False))
     model.eval()
+    if routers:
+        text.output_router_logits = False
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        if routers:
+            text.output_router_logits = True
 
 
 def max_length(config: PretrainedConfig) -> int | None:

@@ -108,6 +108,7 @@ def load_corpus(
     progress: bool = True,
     pairs: bool = False,
     questions: bool = False,
+    usual_length: int | None = None,
     **settings: Any,
 ) -> Corpus:
     """Read text and cut it into token blocks.
@@ -125,6 +126,8 @@ def load_corpus(
         pairs: Whether it is for an encoder-decoder: each sequence is a question followed by its answer, and each of
             them has its own special tokens.
         questions: Whether documents without an answer are questions, one in a sequence.
+        usual_length: Tokens in a sequence where the config does not say it, and the model can read so many; None for
+            2,048.
         settings: Fields of ``CorpusConfig`` for values that carry none.
 
     Returns:
@@ -138,7 +141,7 @@ def load_corpus(
         AccessError, OfflineError: A data set cannot be reached.
     """
     config = parse_corpus(value, **settings)
-    length = _sequence_length(config, name, max_length)
+    length = _sequence_length(config, name, max_length, usual_length or DEFAULT_LENGTH)
     given_answers = [source.answer for source in config.sources]
     answered = bool(given_answers) and None not in given_answers
     asks = questions and not answered and not config.packing
@@ -334,9 +337,9 @@ def refuse_overlap(calibration: Iterable[Corpus], evaluation: Iterable[Corpus]) 
                 )
 
 
-def _sequence_length(config: CorpusConfig, name: str, limit: int | None) -> int:
+def _sequence_length(config: CorpusConfig, name: str, limit: int | None, usual: int) -> int:
     if config.sequence_length is None:
-        return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+        return min(usual, limit or usual)
     if limit is not None and config.sequence_length > limit:
         raise CorpusError(
             f"sequence_length must be at most the {limit} tokens that the model can read, got "

@@ -112,6 +112,13 @@ def free_gpu_memory(gpus: Sequence[int]) -> int | None:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else None
 
 
+def return_free_memory() -> None:
+    """Give back to the operating system what the C library of Linux keeps of tensors that were freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def return_large_memory_at_once() -> None:
     """From now on, give memory back to the operating system when a large tensor is freed, and keep that of small ones.
 
@@ -127,7 +134,8 @@ def return_large_memory_at_once() -> None:
 
 
 def peak_gpu_memory() -> int | None:
-    """Highest memory that torch allocated on the GPU so far, in bytes; None without one."""
+    """Highest memory that torch allocated on the GPUs so far, in bytes, added up; None where none was used."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return sum(torch.cuda.max_memory_allocated(card) for card in cards) or None

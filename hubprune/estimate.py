@@ -76,18 +76,18 @@ def estimate(plan: Plan, limit: int | None = None, budget: int | None = None, *,
     )
     if choice.budget is not None:
         disk += max(memory.activations - choice.budget, 0)
-    if choice.streamed and _converts(base):
-        disk += memory.blocks
+    if choice.streamed:
+        disk += ranks.on_this_machine() * _copied(base)
     timed = timed and not is_paired(base.config)  # there is no one block that stands for both stacks
     outline = draw(base, plan.config)
     seconds = probe.seconds(plan) if timed else None
     return Estimate(download, disk, memory, choice, seconds, outline.parameters, outline.left)
 
 
-def _converts(base: Opening) -> bool:
-    """Whether the files hold the blocks in another form than the model does, so that a copy is written."""
-    fused = any(matrix.expert is not None for matrix in find_matrices(base.outline))
-    return fused or base.dtype != next(base.outline.parameters()).dtype
+def _copied(base: Opening) -> int:
+    """Bytes of what each process writes a copy of, as the files hold it in another form: fused experts."""
+    fused = {m.parameter_name: m.parameter.numel() for m in find_matrices(base.outline) if m.expert is not None}
+    return sum(fused.values()) * base.dtype.itemsize
 
 
 def choose(memory: Memory, limit: int | None, budget: int | None = None, card: int | None = None) -> Choice:
@@ -112,10 +112,15 @@ def choose(memory: Memory, limit: int | None, budget: int | None = None, card: i
         said, fits = f"{said}, free on the GPU: {size(card)}", False
     if fits:
         return Choice(False, budget, f"the whole model in memory takes about {size(whole)} ({said})")
-    if memory.scores:
+    if memory.scores:  # then all blocks are needed, but not all activations
+        if budget is None and memory.resident(0) <= room:
+            spare = room - memory.resident(0)
+            return Choice(
+                False, spare, f"the whole model in memory, activations beyond {size(spare)} in a scratch file ({said})"
+            )
         raise ConfigError(
-            f"scope 'model' compares the scores of all weights at once, which takes about {size(whole)}, got {said}: "
-            "choose another scope, or give it more memory"
+            f"scope 'model' compares the scores of all weights at once, which takes about "
+            f"{size(memory.resident(budget or 0))}, got {said}: choose another scope, or give it more memory"
         )
     if memory.paired:
         raise ConfigError(

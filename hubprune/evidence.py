@@ -82,6 +82,8 @@ class Evidence:
         """Norms of a matrix' inputs from one corpus, ``(d_in,)``; None where they were not collected."""
         if ("norm", corpus) not in self._collected:
             return None
+        if corpus not in self.criterion.corpora and not self._collected["norm", corpus].seen_everywhere(matrix):
+            return None  # an expert that this corpus does not reach
         statistic = self._collected["norm", corpus].get(matrix)
         assert isinstance(statistic, InputNorm)
         return statistic.norm()

@@ -157,8 +157,8 @@ class UnitFacts:
         each: The score of every unit, where there are few: layers.
         reached: Cus-Prun: the share q of each dimension's ranking that the removed units lie in.
         overlap: Jaccard index of what two corpora alone would have removed, by ``left/right``.
-        fewer: Attribution: Spearman's rank correlation of the scores by the first 8, 16, ... examples with those by
-            all, by the number of examples.
+        fewer: Attribution: Spearman's rank correlation of the scores by 8, 16, ... examples, spread over all, with
+            those by all, by the number of examples.
         stand_ins: Mutual information: removed neuron, the kept neuron nearest to it, and their mutual information in
             bits.
         damping: Damping that the repair's factorisation needed, None without repair.

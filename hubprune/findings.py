@@ -40,8 +40,9 @@ def _fewer(rows: Sequence[UnitFacts]) -> Iterable[str]:
     if counts:
         means = (statistics.fmean(row.fewer[count] for row in rows if count in row.fewer) for count in counts)
         yield (
-            f"The scores of the first {', '.join(counts)} examples rank the units as those of all do, with a rank "
-            f"correlation of {', '.join(f'{value:.3f}' for value in means)} (Spearman's, mean of {len(rows)} places)."
+            f"Scores by {', '.join(counts)} of the examples have a rank correlation of "
+            f"{', '.join(f'{value:.3f}' for value in means)} with those by all (Spearman's, mean of {len(rows)} "
+            "places)."
         )
 
 

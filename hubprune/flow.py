@@ -166,12 +166,11 @@ def prepare(
             warnings.append(f"the result goes without a tokenizer: {error}")
     reader = _Reader(tokenizer, base, config, progress)
     settings = {**settings, "seed": settings.get("seed", config.seed)}
-    cut = {**_usual_text(config, base), **{name: value for name, value in settings.items() if value is not None}}
     loaded, parsed = {}, {}
     for name, value in corpora.items():
         if not _is_tokens(value):
-            parsed[name] = parse_corpus(value, **settings)  # held-out text is cut alike for all methods
-        loaded[name] = reader.calibration(name, value if _is_tokens(value) else parse_corpus(value, **cut))
+            parsed[name] = parse_corpus(value, **settings)
+        loaded[name] = reader.calibration(name, parsed.get(name, value))
     if config.pseudo_labels:
         loaded[TASK] = as_questions(loaded[TASK])
     used = frozenset(key for corpus in loaded.values() for key in corpus.keys)
@@ -180,14 +179,6 @@ def prepare(
         check_fits(corpus, base.outline)
     refuse_overlap(loaded.values(), held.values())
     return Plan(base, config, tokenizer, loaded, held, warnings + missing, time.perf_counter() - started)
-
-
-def _usual_text(config: PruningConfig, base: Opening) -> dict[str, Any]:
-    """How a method's calibration text is cut where the user does not say it, at lengths that the model can read."""
-    text, limit = dict(config.preset.text), max_length(base.config)
-    if limit is not None and "sequence_length" in text:
-        text["sequence_length"] = min(int(text["sequence_length"]), limit)
-    return text
 
 
 def _is_tokens(value: Any) -> bool:
@@ -214,7 +205,8 @@ class _Reader:
             return value.named(name)
         if isinstance(value, torch.Tensor):
             return corpus_from_tokens(value, name)
-        return self._load(value, name, questions=self.config.pseudo_labels and name == TASK)
+        usual = self.config.preset.sequence_length  # held-out text is cut alike for all methods
+        return self._load(value, name, questions=self.config.pseudo_labels and name == TASK, usual_length=usual)
 
     def evaluation(
         self,

@@ -123,8 +123,10 @@ def _whole(
     itemsize, running = plan.base.dtype.itemsize, _running(plan.base)
     weights = sum(matrix.view().numel() for matrix in matrices)
     longest = _longest(plan.corpora.values())
-    # Backwards: a gradient, a sum and the weights of each matrix, and what flows through all blocks for an example.
-    back = 3 * WIDE * weights + int(BACKWARD * running * longest * _flow(plan, matrices))
+    # Backwards: a gradient, sums and the weights of each matrix, and what flows through all blocks for an example.
+    back = (2 + _told_apart(plan, criterion)) * WIDE * weights + int(
+        BACKWARD * running * longest * _flow(plan, matrices)
+    )
     copies = (sum(inside) + outside) * running if running != itemsize else 0
     work = max(*steps, back if criterion.gradients else 0)
     return Memory(

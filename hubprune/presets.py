@@ -31,8 +31,8 @@ class Method:
         sparsity: Default fraction removed.
         options: The method's own settings with their defaults.
         choices: Allowed values of the settings that are words.
-        text: How its calibration text is cut where the user does not say it, in fields of ``CorpusConfig``; the length
-            is that of the model where that is shorter.
+        sequence_length: Tokens in a sequence of its calibration text where nobody says it, and the model can read so
+            many; None for the usual length.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Method:
     sparsity: float = 0.5
     options: Mapping[str, float | str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    text: Mapping[str, int | bool] = field(default_factory=dict)
+    sequence_length: int | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -142,7 +142,7 @@ METHODS: dict[str, Method] = {
             sparsity=0.25,
             options={"documents": "max"},
             choices={"documents": ("max", "mean", "p95")},
-            text={"num_samples": 128, "sequence_length": 512, "packing": False},
+            sequence_length=512,
         ),
         Method(
             name="attribution",

@@ -277,6 +277,7 @@ def _as_corpus(
         progress=progress,
         pairs=is_paired(model.config),
         questions=config.pseudo_labels and name == TASK,
+        usual_length=config.preset.sequence_length,
         seed=config.seed,
     )
 

@@ -33,7 +33,6 @@ def start() -> None:
         from accelerate import PartialState
 
         with _others("join"):
-            # Checking and publishing happen in the first process while the others wait.
             PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
@@ -115,7 +114,7 @@ def in_first(work: Callable[[], T]) -> T | None:
         raise
     finally:
         with _others("wait for"):
-            dist.broadcast_object_list(failure, 0)
+            dist.broadcast_object_list(failure, 0, group=_patient())
         if rank() > 0 and failure[0] is not None:
             raise ProcessError(f"process {rank()} ends because the first one failed: {failure[0]}")
 
@@ -142,7 +141,23 @@ def wait() -> None:
     """Wait until every process has come here."""
     if size() > 1:
         with _others("wait for"):
-            dist.barrier()
+            dist.barrier(group=_patient())
+
+
+_PATIENT: dict[Any, Any] = {}
+
+
+def _patient() -> Any:
+    """A group of the same processes that waits long: checking and publishing happen in the first one alone.
+
+    A program's own group may give up after minutes, and NCCL ends the others then.
+    """
+    whole = dist.group.WORLD
+    if whole not in _PATIENT:
+        _PATIENT.clear()  # of an earlier group, which was left
+        dist.barrier()  # a process that is gone is noticed here, and not waited for
+        _PATIENT[whole] = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return _PATIENT[whole]
 
 
 def _sendable(tensor: torch.Tensor) -> torch.Tensor:

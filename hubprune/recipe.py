@@ -84,21 +84,19 @@ def _short(corpus: CorpusFacts) -> str | None:
 
 def _shared(report: PruningReport) -> dict[str, int] | None:
     """The keywords that all corpora share; None when they differ or need others."""
-    corpora = report.corpora
+    corpora, paired = report.corpora, report.base.paired
     if not corpora:
         return {}
     found = {(c.num_sequences, c.sequence_length) for c in corpora}
-    if len(found) > 1 or not all(c.packing == _usual_packing(c, report) and c.seed == 0 for c in corpora):
+    if len(found) > 1 or not all(_usual_packing(c, paired) and c.seed == 0 for c in corpora):
         return None
     return {"num_samples": corpora[0].num_sequences, "sequence_length": corpora[0].sequence_length}
 
 
-def _usual_packing(corpus: CorpusFacts, report: PruningReport, *, by_method: bool = True) -> bool:
-    """Whether a corpus is packed where nobody says it; some methods do it in their own way."""
+def _usual_packing(corpus: CorpusFacts, paired: bool = False) -> bool:
+    """Whether a corpus was packed as it is where nobody says."""
     answers = [source.answer for source in corpus.sources]
-    own = METHODS[report.method].text.get("packing") if by_method and report.method in METHODS else None
-    packing = None if own is None else bool(own)
-    return joins_documents(corpus.name, answers, packing, pairs=report.base.paired)
+    return corpus.packing == joins_documents(corpus.name, answers, pairs=paired)
 
 
 def _source_fields(source: SourceFacts) -> dict[str, Any]:
@@ -116,19 +114,18 @@ def _source_fields(source: SourceFacts) -> dict[str, Any]:
     return {"dataset": public(source.dataset)} | {key: value for key, value in fields.items() if value is not None}
 
 
-def _corpus_fields(corpus: CorpusFacts, report: PruningReport) -> dict[str, Any]:
+def _corpus_fields(corpus: CorpusFacts, paired: bool) -> dict[str, Any]:
     """The fields of a corpus besides its sources."""
-    usual = {_usual_packing(corpus, report, by_method=by_method) for by_method in (True, False)}
-    packing = {} if usual == {corpus.packing} else {"packing": corpus.packing}
+    packing = {} if _usual_packing(corpus, paired) else {"packing": corpus.packing}
     counts = {"num_samples": corpus.num_sequences, "sequence_length": corpus.sequence_length}
     return {**counts, **packing, "seed": corpus.seed}
 
 
-def _corpus_expression(corpus: CorpusFacts, report: PruningReport) -> str:
+def _corpus_expression(corpus: CorpusFacts, paired: bool = False) -> str:
     if not corpus.sources:
         return f"{re.sub(r'[^0-9A-Za-z_]', '_', corpus.name)}_texts"
     items = [_call("SourceConfig", _source_fields(source)) for source in corpus.sources]
-    fields = ", ".join(f"{key}={quote(value)}" for key, value in _corpus_fields(corpus, report).items())
+    fields = ", ".join(f"{key}={quote(value)}" for key, value in _corpus_fields(corpus, paired).items())
     return f"CorpusConfig(sources=({', '.join(items)},), {fields})"
 
 
@@ -154,7 +151,7 @@ def python_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     settings, plain = _config_arguments(report.config)
     shared, strings = _shared(report), {c.name: _short(c) for c in report.corpora}
     if shared is None or None in strings.values():
-        corpora, shared = {c.name: _corpus_expression(c, report) for c in report.corpora}, {}
+        corpora, shared = {c.name: _corpus_expression(c, report.base.paired) for c in report.corpora}, {}
     else:
         corpora = {name: quote(text) for name, text in strings.items()}
     base = report.base
@@ -193,7 +190,7 @@ def recovery_lines(report: PruningReport) -> str:
     if not _same_text(report):
         for corpus in report.recovery.corpora:
             short = _short(corpus)
-            arguments.append(f"{corpus.name}={_corpus_expression(corpus, report) if short is None else quote(short)}")
+            arguments.append(f"{corpus.name}={_corpus_expression(corpus) if short is None else quote(short)}")
     return "\nmodel.recover(" + ", ".join(arguments) + ")"
 
 
@@ -247,7 +244,7 @@ def yaml_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     settings, _ = _config_arguments(report.config)
     shared, texts = _shared(report), {c.name: _short(c) for c in report.corpora}
     if shared is None or None in texts.values():
-        shared, structured = {}, {c.name: _corpus_structure(c, report) for c in report.corpora}
+        shared, structured = {}, {c.name: _corpus_structure(c, report.base.paired) for c in report.corpora}
     else:
         structured = {}
     words: dict[str, Any] = {"base": public(base.model_id)}
@@ -260,13 +257,13 @@ def yaml_recipe(report: PruningReport, repo_id: str | None) -> str | None:
     return yaml_dump({key: value for key, value in told.items() if value is not None}, sort_keys=False).strip()
 
 
-def _corpus_structure(corpus: CorpusFacts, report: PruningReport) -> dict[str, Any]:
+def _corpus_structure(corpus: CorpusFacts, paired: bool) -> dict[str, Any]:
     """A corpus in the form that a run file has for it."""
     sources = [_source_fields(source) for source in corpus.sources]
     for fields in sources:
         if "filters" in fields:
             fields["filters"] = [list(pair) for pair in fields["filters"]]
-    return {"sources": sources, **_corpus_fields(corpus, report)}
+    return {"sources": sources, **_corpus_fields(corpus, paired)}
 
 
 def _recovery_command(report: PruningReport) -> list[str] | None:

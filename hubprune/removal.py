@@ -170,7 +170,7 @@ def smaller_outline(model: PreTrainedModel, groups: Sequence[Group], left: Mappi
         odd = next(name for name in {**wanted, **got} if wanted.get(name) != got.get(name))
         raise UnsupportedModelError(
             f"{type(small).__name__} cannot hold fewer units: {odd} would have to be {wanted.get(odd)} and is "
-            f"{got.get(odd)}; mask them instead (application='compensate')"
+            f"{got.get(odd)}"
         )
     return small
 
@@ -214,12 +214,14 @@ def check_legal(model: PreTrainedModel, groups: Sequence[Group], left: Mapping[s
     try:
         return smaller_outline(model, groups, left)
     except UnsupportedModelError as error:
-        legal = legal_kv_counts(model) if any(group.unit == "kv_group" for group in groups) else []
+        heads = [left[group.name] for group in groups if group.unit == "kv_group"]
+        legal = legal_kv_counts(model) if heads else []
+        if not heads or heads[0] in legal:
+            raise ConfigError(f"{error}: mask them instead (application='compensate')") from None
         if len(legal) < 2:
             raise ConfigError(f"{error}: remove FFN neurons, or mask (application='zero')") from None
-        total = legal[-1]
+        total, wanted = legal[-1], heads[0]
         shares = ", ".join(f"{count} (sparsity {1 - count / total:.4g})" for count in legal[:-1]) or "none"
-        wanted = next(left[group.name] for group in groups if group.unit == "kv_group")
         raise ConfigError(
             f"{wanted} of {total} KV groups cannot be what is left of {type(model).__name__}: it can be {shares}; "
             "or remove FFN neurons, or mask (application='compensate')"

@@ -63,7 +63,7 @@ class PruningReport:
         recovery: How the pruned model was recovered, None where it was not.
         timings: Seconds for each stage.
         peak_memory_bytes: Highest resident memory of the process, as the operating system reports it.
-        peak_gpu_memory_bytes: Highest memory allocated on the GPU, None without one.
+        peak_gpu_memory_bytes: Highest memory allocated on the GPUs, None where none was used.
         energy: Electricity of the pruning; None where codecarbon is not installed.
         hardware: Processor, cores, threads, GPU.
         versions: Versions of the libraries.

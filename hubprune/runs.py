@@ -21,7 +21,7 @@ from hubprune.architecture import find_matrices
 from hubprune.config import PruningConfig
 from hubprune.corpora import CORPUS_KEYWORDS
 from hubprune.criterion import Criterion
-from hubprune.errors import UsageError
+from hubprune.errors import OutputError, UsageError
 from hubprune.estimate import Estimate, choose, estimate
 from hubprune.facts import Perplexity
 from hubprune.fields import parse_size
@@ -30,7 +30,7 @@ from hubprune.footprint import peak_memory
 from hubprune.opening import Opening
 from hubprune.reloading import make_probe
 from hubprune.removal import bare, fewer_layers, outline_of, plain_class
-from hubprune.report import PruningReport
+from hubprune.report import REPORT_NAME, PruningReport
 from hubprune.shards import Shards
 from hubprune.verifier import verify
 from hubprune.weights import weights_of
@@ -104,6 +104,8 @@ def produce(
         if not work.fact("saved"):
             _prune(plan, target, work, streamed, activation_budget, progress)
             _complete(plan, target, work, streamed, repo_id, progress)
+            shutil.rmtree(_offload(work), ignore_errors=True)
+        ranks.in_first(lambda: _check_there(target, work))
         if ranks.rank() == 0 and work.model.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             saving.place(work.model, target.resolve(), work.folder / "old")
@@ -111,13 +113,25 @@ def produce(
     return PruningReport.load(target)
 
 
+def _check_there(target: Path, work: WorkFolder) -> None:
+    """Refuse to go on with a run whose result was taken away after it was finished."""
+    if not work.model.is_dir() and not (target / REPORT_NAME).is_file():
+        raise OutputError(
+            f"the finished model is gone from {target}: put it back, or start over (--fresh, fresh=True)"
+        )
+
+
 def _open(base: Opening, work: WorkFolder, streamed: bool) -> PreTrainedModel:
     """The model, its blocks in memory or on disk; a converted copy of blocks from an earlier attempt goes."""
     if not streamed:
         return base.weights()
-    offload = work.folder / f"offload-{ranks.rank()}"
-    shutil.rmtree(offload, ignore_errors=True)
-    return base.weights_on_disk(offload)
+    shutil.rmtree(_offload(work), ignore_errors=True)
+    return base.weights_on_disk(_offload(work))
+
+
+def _offload(work: WorkFolder) -> Path:
+    """Where this process keeps blocks whose files hold them in another form."""
+    return work.folder / f"offload-{ranks.rank()}"
 
 
 def _measured(plan: Plan, work: WorkFolder, model: PreTrainedModel, variant: str, progress: bool) -> None:
@@ -186,6 +200,7 @@ def _complete(plan: Plan, target: Path, work: WorkFolder, streamed: bool, repo_i
     timings = {"prepare": plan.seconds, **work.fact("timings")}
     report.timings = {name: round(seconds, 3) for name, seconds in timings.items()}
     report.peak_memory_bytes = max(report.peak_memory_bytes, environment.peak_memory())
+    report.peak_gpu_memory_bytes = max(report.peak_gpu_memory_bytes or 0, environment.peak_gpu_memory() or 0) or None
     report.probe = make_probe(model, plan.tokenizer)
     report.verification = None
     model.config.hubprune = report.summary()
@@ -275,7 +290,9 @@ def prune(
     run = _prepared(model, tokenizer, config, corpora, evaluation, progress, keywords)
     card = environment.free_gpu_memory(run.base.gpus)
     choice = ranks.from_first(lambda: choose(peak_memory(run), limit, budget, card))
-    logger.info("%s.", choice)
+    if ranks.rank() == 0:  # what was decided for the user is said where it is seen
+        say = logger.warning if choice.streamed or limit is not None else logger.info
+        say("%s.", choice)
     target = Path(out)
     with WorkFolder(work_folder(target), fingerprint(run), fresh=fresh) as work:
         produce(run, target, work, streamed=choice.streamed, activation_budget=choice.budget, progress=progress)

@@ -24,7 +24,7 @@ from hubprune.errors import OutputError, UsageError
 from hubprune.page import write_page
 from hubprune.readme import own_parts, read_readme
 from hubprune.reloading import make_probe
-from hubprune.report import REPORT_NAME, PruningReport, write_text
+from hubprune.report import REPORT_NAME, PruningReport, sync_folder, write_text
 
 logger = logging.get_logger(__name__)
 
@@ -302,4 +302,5 @@ def place(staged: Path, target: Path, aside: Path) -> None:
         if not target.exists() and aside.exists():
             aside.rename(target)
         raise
+    sync_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -125,12 +125,13 @@ class Scoring:
             )
         blind = summary is not None and gradient is None and _constant(summary)
         if blind or _constant(scores):
-            self.unranked.append(matrix.name)
+            if matrix.name not in self.unranked:  # known from an earlier attempt where all is scored again
+                self.unranked.append(matrix.name)
             return weight.abs()
         if alone is not None:
             for name, each in self.criterion.alone(weight, summary, gradient):
                 alone(name, each)
-            for name in self._apart:
+            for name in (name for name in self._apart if (summary is None) == (summaries[name] is None)):
                 by_corpus = self.criterion.scores(weight, summaries[name], sums.get(name))
                 if not _constant(by_corpus):  # or it sent no token to this expert
                     alone(name, by_corpus)

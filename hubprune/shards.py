@@ -175,6 +175,7 @@ class Shards:
                 os.fsync(handle.fileno())
         if self._index is not None:
             write_text(self.folder / INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
+        sync_folder(self.folder)
 
     def write(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Write tensors into their places; they are on the disk when this returns.

@@ -132,6 +132,10 @@ class InputCollector:
             self.by_matrix.update(dict.fromkeys(matrices, accumulator))
         accumulator.update(inputs)
 
+    def seen_everywhere(self, matrix: Matrix) -> bool:
+        """Whether every process has seen an input of a matrix; every one must ask in the same order."""
+        return int(ranks.add_up(torch.tensor(int(matrix in self.by_matrix)))) == ranks.size()
+
     def get(self, matrix: Matrix) -> Statistic:
         """The accumulator of a matrix, summed over all processes; every one must ask in the same order."""
         if matrix not in self.by_matrix:

@@ -101,14 +101,15 @@ def rank_tied(rankings: Sequence[Ranking], removed: int) -> None:
     """Let groups lose the same units: those with the lowest mean of their scores, each over that of its group.
 
     Args:
-        rankings: The groups; what they keep is set.
+        rankings: The groups; what they keep is set, and what each corpus alone says of all of them together.
         removed: How many go from each.
     """
     keep = _highest(_mean([ranking.scores for ranking in rankings]), removed)
-    names = set.intersection(*(set(ranking.alone) for ranking in rankings))
-    alone = {name: _highest(_mean([each.alone[name] for each in rankings]), removed) for name in sorted(names)}
+    names = [name for name in rankings[0].alone if all(name in ranking.alone for ranking in rankings)]
+    alone = {name: _mean([ranking.alone[name] for ranking in rankings]) for name in names}
+    alone_keep = {name: _highest(scores, removed) for name, scores in alone.items()}
     for ranking in rankings:
-        ranking.keep, ranking.alone_keep = keep, alone
+        ranking.keep, ranking.alone, ranking.alone_keep = keep, alone, alone_keep
 
 
 def agreement(ranking: Ranking, *, intersects: bool) -> dict[str, Any]:

@@ -105,6 +105,12 @@ class Unitwise(Chooser):
         """Tell the criterion how much text there is."""
         if self.by_units is not None:
             self.units = UnitEvidence(self.replay, self.by_units, corpora)
+            self.warnings += [
+                f"the {name} text does not say where its answers begin, so that all of its tokens count: give it a "
+                "template that ends in an answer"
+                for name in self.units.attributed
+                if self.answers_only and not corpora[name].answers
+            ]
         else:
             self.scoring.tell_apart(corpora)
 

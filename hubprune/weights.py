@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, stacks_of
-from hubprune.environment import return_large_memory_at_once
+from hubprune.environment import return_free_memory, return_large_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.units import Slice
 
@@ -176,6 +176,7 @@ class StreamedWeights(Weights):
         if self._hooked:
             remove_hook_from_submodules(self.model)
             self._hooked = False
+        return_free_memory()  # small pieces, of which there would be more with each block
         block = self.blocks[index]
         names = [name for name, parameter in block.named_parameters() if parameter.is_meta]
         found = self._fetched(index, names)

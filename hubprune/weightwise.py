@@ -200,7 +200,7 @@ class Weightwise(Chooser):
     def take_up(self, note: Mapping[str, Any]) -> None:
         """Take them back."""
         self.facts |= {row.name: row for row in note_fields(note, "rows", MatrixFacts)}
-        self.scoring.unranked += note["unranked"]
+        self.scoring.unranked += [name for name in note["unranked"] if name not in self.scoring.unranked]
         self.scoring.damping_of |= note["damping"]
         self.overlap |= note["overlap"]
 

@@ -145,16 +145,23 @@ class WorkFolder(Journal):
         known = self.folder / FINGERPRINT
         if known.is_file():
             changed = _difference(json.loads(known.read_text(encoding="utf-8")), fingerprint)
-            if changed:
+            if changed and not self._delivered():
                 self._lock.release()
                 raise UsageError(
                     f"an unfinished run about something else is in {self.folder}: {changed}; repeat that run to "
                     "finish it, or start over (--fresh, fresh=True)"
                 )
-            return
+            if not changed:
+                return
         self._clear()
         self.folder.mkdir()
         write_text(known, json.dumps(fingerprint, indent=1) + "\n")
+
+    def _delivered(self) -> bool:
+        """Whether the model of the run that is here was finished and put in its place."""
+        progress = self.folder / PROGRESS
+        facts = json.loads(progress.read_text(encoding="utf-8"))["facts"] if progress.is_file() else {}
+        return bool(facts.get("saved")) and not self.model.is_dir()
 
     def _clear(self, *, only_left: bool = False) -> None:
         """Remove the folder: it goes at once under its name, and then file by file.

@@ -234,6 +234,19 @@ def test_mistake_is_one_line(call: Call, words: list[str], told: str) -> None:
     assert told in line(call(*words))
 
 
+def test_of_several_processes_one_tells_a_mistake_and_each_what_befell_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mistake, gone = ["prune", "m", "--sparsity", "2", "--out", "x"], ["verify", str(tmp_path / "nowhere")]
+    monkeypatch.setenv("RANK", "1")  # as some machines name themselves
+    assert "sparsity must be" in line(call(*mistake))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = call(*mistake)
+    assert (code, out + err) == (2, "")
+    monkeypatch.setattr("hubprune.cli.UsageError", ())
+    assert line(call(*gone)).startswith("error: process 1: ")
+
+
 def test_every_problem_of_a_request_is_told_at_once(call: Call) -> None:
     told = line(call("prune", "m", "--method", "magnitude", "--sparsity", "2", "--damping", "3", "--out", "x"))
     assert "sparsity must be" in told

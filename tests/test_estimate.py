@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hubprune import PruningConfig, environment, flow, plan, probe
@@ -23,6 +24,7 @@ from hubprune.hub import missing_bytes, resolve_model
 from hubprune.opening import Opening
 from hubprune.presets import METHODS, WEIGHT_METHODS
 from hubprune.saving import SPARE_BYTES
+from hubprune.weights import blocks_on_disk
 from tests.families import FAMILIES, build, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +210,13 @@ def test_a_run_that_needs_all_scores_at_once_is_not_streamed():
         choose(memory, 4 * GIB)
 
 
+def test_activations_need_not_be_in_memory_where_all_scores_do():
+    memory = Memory(common=GIB, blocks=GIB, block=MIB, activations=50 * GIB, scores=6 * GIB)
+    choice = choose(memory, 10 * GIB)
+    assert (choice.streamed, choice.budget) == (False, 2 * GIB)
+    assert "activations beyond 2.0 GiB in a scratch file" in str(choice)
+
+
 # Disk and download
 
 
@@ -224,16 +233,21 @@ def test_disk_holds_the_result_where_the_sweeps_have_got_to_and_what_is_beyond_t
 
 
 @pytest.mark.usefixtures("from_nothing")
-@pytest.mark.parametrize(
-    ("keywords", "copied"), [({}, False), ({"dtype": "float32"}, True), ({"family": "mixtral"}, True)]
-)
-def test_a_copy_of_the_blocks_is_counted_where_the_files_hold_another_form(keywords, copied, tmp_path):
-    run = planned(tmp_path, "magnitude", **keywords)
-    memory = peak_memory(run)
-    found = estimate(run, limit=memory.streamed(), timed=False)
+@pytest.mark.parametrize(("family", "dtype"), [("llama", None), ("llama", "float32"), ("mixtral", None)])
+def test_what_is_copied_since_the_files_hold_another_form_is_counted(family, dtype, tmp_path):
+    run = planned(tmp_path / "outline", "magnitude", family=family, dtype=dtype)
+    found = estimate(run, limit=peak_memory(run).streamed(), timed=False)
     result = sum(p.numel() for p in run.base.outline.parameters()) * run.base.dtype.itemsize
     assert found.choice.streamed
-    assert found.disk == result + SPARE_BYTES + (memory.blocks if copied else 0)
+    model, offload = build(family).to(torch.bfloat16), tmp_path / "offload"
+    model.save_pretrained(tmp_path / "base")
+    offload.mkdir()
+    AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", device_map=blocks_on_disk(model), offload_folder=offload, dtype=run.base.dtype
+    )
+    copied = [tensor for path in offload.glob("*.safetensors") for tensor in load_file(path).values()]
+    assert bool(copied) == (family == "mixtral")
+    assert found.disk == result + SPARE_BYTES + sum(tensor.nbytes for tensor in copied)
 
 
 def test_only_weights_that_are_not_in_the_cache_are_downloaded(hub, hub_api, tmp_path):

@@ -11,7 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import hubprune
-from hubprune import AutoPrunedModelForCausalLM, PruneOnLoadConfig, PrunerMixin, PruningConfig
+from hubprune import (
+    AutoPrunedModelForCausalLM,
+    CorpusConfig,
+    PruneOnLoadConfig,
+    PrunerMixin,
+    PruningConfig,
+    SourceConfig,
+)
 from hubprune.architecture import find_matrices
 from hubprune.demo import GENERAL_ID, LEGAL_ID, MEDICAL_ID, MODEL_ID
 from hubprune.errors import (
@@ -156,17 +163,26 @@ def test_text_of_a_language_and_of_a_task_come_in_by_every_door():
         )
 
 
-def test_cus_prun_asks_documents_and_is_measured_as_every_method():
-    asked = {"method": "cus-prun", "sparsity": 0.25, "num_samples": 6, "domain": MEDICAL_ID, "progress": False}
-    model = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **asked)
-    (text,) = model.hubprune_report.corpora
-    assert (text.packing, text.num_sequences, [source.rows for source in text.sources]) == (False, 6, [6])
-    assert text.tokens < 6 * text.sequence_length <= 6 * model.config.max_position_embeddings
-    rows = model.hubprune_report.evaluation
-    assert {(row.layout, row.window) for row in rows} == {("packed", model.config.max_position_embeddings)}
-    other = AutoPrunedModelForCausalLM.from_pretrained(MODEL_ID, **asked, packing=True, sequence_length=32)
-    (text,) = other.hubprune_report.corpora
-    assert (text.packing, text.tokens) == (True, 6 * 32)
+def test_cus_prun_has_a_length_of_its_own_by_every_door(tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
+    model.config.max_position_embeddings = 4096
+    model.save_pretrained(tmp_path / "long")
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
+    tokenizer.save_pretrained(tmp_path / "long")
+    source = CorpusConfig(sources=SourceConfig(MEDICAL_ID), num_samples=2)
+    asked = {"domain": source, "evaluation": None, "sparsity": 0.25, "progress": False}
+    lengths = {}
+    for method in ("cus-prun", "wanda-sp"):
+        report = AutoPrunedModelForCausalLM.from_pretrained(tmp_path / "long", method=method, **asked).hubprune_report
+        config = PruningConfig(method, application="zero")
+        in_memory = hubprune.prune(model, tokenizer, config, {"domain": source}, progress=False)
+        assert in_memory.corpora == report.corpora
+        lengths[method] = report.corpora[0].sequence_length
+    assert lengths == {"cus-prun": 512, "wanda-sp": 2048}
+    said = AutoPrunedModelForCausalLM.from_pretrained(
+        tmp_path / "long", method="cus-prun", sequence_length=64, num_samples=2, **{**asked, "domain": MEDICAL_ID}
+    )
+    assert said.hubprune_report.corpora[0].sequence_length == 64
 
 
 def test_functions_prune_a_model_in_memory_and_publish_it(hub):

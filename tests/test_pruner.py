@@ -7,7 +7,9 @@ import torch
 
 from hubprune import PruningConfig, prune
 from hubprune.architecture import find_matrices
+from hubprune.calibration import corpus_from_tokens
 from hubprune.errors import ConfigError, CorpusError, NumericalError, UnsupportedModelError
+from hubprune.evaluation import perplexity
 from hubprune.masks import removed_count
 from hubprune.presets import WEIGHT_METHODS
 from hubprune.weights import Weights, touched_by
@@ -251,3 +253,18 @@ def test_seed_and_names_of_the_corpora_are_those_of_the_run():
     report = prune(build("llama"), None, PruningConfig("d-pruner"), corpora, progress=False)
     assert [corpus.name for corpus in report.corpora] == ["general", "domain"]
     assert corpora["general"].facts.name == "corpus"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_the_loss_of_routers_counts_nowhere_and_stays_as_it_was_set(family):
+    """A config may ask for the loss that balances experts; it is no part of what the text costs."""
+    plain, asked = build(family), build(family)
+    asked.config.output_router_logits = True
+    text = corpus_from_tokens(token_ids(4, 12), "general")
+    config = PruningConfig("d-pruner")
+    for model in (plain, asked):
+        prune(model, None, config, {"general": token_ids(4, 12), "domain": token_ids(4, 12, seed=1)}, progress=False)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, asked.get_parameter(name))
+    assert perplexity(asked, text, progress=False) == perplexity(plain, text, progress=False)
+    assert asked.config.output_router_logits is True

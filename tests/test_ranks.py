@@ -134,10 +134,11 @@ for method in sys.argv[2:]:
     report = prune(model, None, config, {"task": task} if method == "attribution" else corpora, progress=False)
     name = Path(sys.argv[1]) / f"{method}-{ranks.rank()}"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, f"{name}.safetensors")
-    Path(f"{name}.json").write_text(json.dumps([row.removed_indices for row in report.units]))
+    told = [[row.removed_indices, row.overlap, row.reached, row.fewer] for row in report.units]
+    Path(f"{name}.json").write_text(json.dumps(told))
 ranks.finish()
 """
-UNIT_METHODS = ("cus-prun", "mutual-information", "attribution", "wanda-sp")
+UNIT_METHODS = ("cus-prun", "mutual-information", "attribution", "wanda-sp", "taylor")
 
 
 def test_units_are_the_same_for_one_and_two_processes(forks: Forks, tmp_path: Path) -> None:

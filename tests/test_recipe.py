@@ -14,7 +14,7 @@ from hubprune.config import PruningConfig
 from hubprune.corpora import CorpusConfig, SourceConfig, parse_corpus, parse_source
 from hubprune.facts import BaseFacts, CorpusFacts, SourceFacts
 from hubprune.presets import CORPORA, WEIGHT_METHODS
-from hubprune.recipe import base_on_hub, cli_recipe, public, python_recipe, quote, yaml_recipe
+from hubprune.recipe import base_on_hub, cli_recipe, public, python_recipe, quote
 from hubprune.report import PruningReport
 
 COMMIT = "a" * 40
@@ -175,28 +175,16 @@ def test_filters_and_the_examples_of_a_task_are_in_the_short_form() -> None:
     assert "packing" not in str((keywords, command))
 
 
+def test_a_split_that_ends_in_a_space_is_spelt_out() -> None:
+    sources = (SourceConfig("org/a"), SourceConfig("org/a", None, " "))
+    _, keywords, _ = run_python(python_recipe(report(None, facts("domain", *sources)), None))
+    assert keywords["domain"].sources == sources  # one of several is read without the spaces around it
+
+
 def test_a_task_that_was_joined_is_spelt_out() -> None:
     task = parse_source("openai/gsm8k:main:train")
     _, keywords, _ = run_python(python_recipe(report(None, facts("task", task)), None))
     assert keywords["task"] == CorpusConfig((task,), num_samples=16, sequence_length=64, packing=True)
-
-
-@pytest.mark.parametrize("packing", [True, False])
-def test_a_method_with_a_way_of_its_own_to_cut_text_is_repeated(packing: bool) -> None:
-    usual, other = (
-        report(PruningConfig(name), facts("domain", DOMAIN, packing=packing)) for name in ("cus-prun", "wanda")
-    )
-    for made, own in ((usual, False), (other, True)):
-        _, keywords, _ = run_python(python_recipe(made, None))
-        if packing == own:  # what the method does by itself
-            assert isinstance(keywords["domain"], str)
-            assert "packing" not in str(cli_recipe(made, None))
-        else:
-            assert keywords["domain"].packing in (packing, None)
-            assert cli_recipe(made, None) is None
-    told = yaml_recipe(usual, None)
-    assert told is not None
-    assert ("packing: true" in told) == packing
 
 
 def test_text_given_in_memory_is_a_name_to_fill_in() -> None:

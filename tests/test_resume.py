@@ -25,6 +25,7 @@ from tests.pruned import VOCABULARY, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = 10
+SURVIVED: list[int] = []
 
 
 @pytest.fixture
@@ -68,9 +69,11 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bytes(streamed, method, fir
     assert result["killed"] == KILLS
     assert result["moments"] > 40
     assert at <= set(result["hit"])  # during a write, and during publishing
+    SURVIVED.append(result["killed"])
     with capsys.disabled():
         way = "streamed" if streamed else "in memory"
         print(f"\n{result['killed']} of {KILLS} kills survived ({method[0]}, {way}, {result['runs']} runs)")
+        print(f"{sum(SURVIVED)} of {KILLS * len(SURVIVED)} so far")
     api = HfApi(token=hub.token("me"))
     for number in range(result["runs"]):
         files = set(api.list_repo_files(f"me/killed-{number}"))
@@ -238,8 +241,8 @@ def test_what_goes_with_a_folder_is_refused_for_a_model_in_memory(tmp_path):
         prune(build("llama"), None, PruningConfig(), CORPORA, out=tmp_path, max_memory="1GiB")
 
 
-def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch):
-    """Between one block and all of them a run streams."""
+def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch, caplog):
+    """Between one block and all of them a run streams, and says so."""
     monkeypatch.setattr("hubprune.environment.resident_memory", lambda: 0)
     monkeypatch.setattr("hubprune.footprint.evaluation.MOST_LOGITS", 0)
     seen = []
@@ -253,4 +256,22 @@ def test_memory_decides_where_the_blocks_are(base, tmp_path, monkeypatch):
     go(base, out=tmp_path / "b", max_memory=memory.resident())
     go(base, out=tmp_path / "c")
     assert seen == [True, False, False]
+    told = [record.message for record in caplog.records if record.name == "hubprune.runs"]
+    assert [line.partition(":")[0] for line in told] == ["Streaming", "In memory"]  # where a limit was given
+    assert all("(max_memory: " in line for line in told)
     assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}) == 1
+
+
+def test_a_finished_model_that_was_taken_away_is_asked_for(base, tmp_path, monkeypatch):
+    """As after a push that failed: the work folder still knows that the run is finished."""
+    monkeypatch.setattr(WorkFolder, "remove", lambda self: self._lock.release())
+    go(base, out=tmp_path / "out")
+    go(base, out=tmp_path / "out")  # nothing is left to do
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        OutputError, match=r"the finished model is gone from .*out: put it back, or start over \(--fresh"
+    ):
+        go(base, out=tmp_path / "out")
+    (tmp_path / "elsewhere").rename(tmp_path / "out")
+    report = go(base, PruningConfig("wanda"), out=tmp_path / "out")  # what is finished is in nobody's way
+    assert report.method == "wanda"

@@ -277,10 +277,11 @@ def test_pairs_drawn_by_lot_come_first_where_another_alpha_finds_much_in_common(
 
 
 def test_few_examples_are_held_against_all():
-    rows = torch.cat([torch.tensor([[3.0, 1, 2, 4]]).repeat(8, 1), torch.tensor([[1.0, 2, 3, 4]]).repeat(12, 1)])
+    rows = torch.tensor([[1.0, 2, 3, 4]]).repeat(20, 1)
+    rows[[turn * 20 // 8 for turn in range(8)]] = torch.tensor([3.0, 1, 2, 4])  # evenly spread, as 8 are taken
     examples, view, criterion = {"task": [Example()] * 20}, view_of(torch.ones(2, 4)), Attribution()
     keep = torch.ones(4, dtype=torch.bool)
-    # Ranks by all 20: 1 0 2 3; by the first 8: 2 0 1 3, so that rho = 1 - 6 * 2 / (4 * 15); by 16 as by all.
+    # Ranks by all 20: 1 0 2 3; by those 8: 2 0 1 3, so that rho = 1 - 6 * 2 / (4 * 15); by 16 as by all.
     assert criterion.explain(view, keep, {}, {"task": rows}, examples) == {"fewer": {"8": 0.8, "16": 1.0}}
     assert criterion.explain(view, keep, {}, {"task": rows[:8]}, {"task": [Example()] * 8}) == {"fewer": {}}
 

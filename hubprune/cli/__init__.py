@@ -11,13 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hubprune.errors import AccessError, HubPruneError, NotFoundError, OfflineError, UsageError
+from hubprune.errors import HubPruneError, UsageError
 
 __all__ = ["main"]
 
 MISTAKE = 2
-# What is wrong for every process of a run that is spread over several: the first one says it for all.
-SHARED = (UsageError, AccessError, NotFoundError, OfflineError)
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Packages of the extras, by the name they are imported with.
 EXTRAS = {
@@ -43,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = typer.main.get_command(build()).main(arguments, prog_name="hubprune", standalone_mode=False)
     except HubPruneError as error:
-        if isinstance(error, SHARED) and os.environ.get("RANK", "0") != "0":
+        rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and rank != "0" and isinstance(error, UsageError):  # the first process says it for all
             return MISTAKE
-        return _refuse("; ".join([str(error), *getattr(error, "__notes__", ())]))
+        who = f"process {rank}: " if several else ""
+        return _refuse("; ".join([who + str(error), *getattr(error, "__notes__", ())]))
     except usage_error as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
         return _refuse(error.format_message() + where)

@@ -69,7 +69,10 @@ BudgetOption = Annotated[
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with an earlier run.")]
 LengthOption = Annotated[
     int | None,
-    typer.Option(help="Tokens in a sequence. Without it: 2048, or the model's limit.", rich_help_panel=TEXT_PANEL),
+    typer.Option(
+        help="Tokens in a sequence. Without it: 2048 (cus-prun: 512), or the model's limit.",
+        rich_help_panel=TEXT_PANEL,
+    ),
 ]
 PrivateOption = Annotated[
     bool | None,

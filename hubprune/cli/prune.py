@@ -166,8 +166,7 @@ def prune(
     packing: Annotated[
         bool | None,
         typer.Option(
-            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers and "
-            "for cus-prun.",
+            help="Join documents to full sequences, or one each. Without it: joined, but for a task with answers.",
             rich_help_panel=TEXT_PANEL,
         ),
     ] = CorpusConfig.packing,

@@ -129,10 +129,12 @@ def _needs_of(found: Estimate) -> list[tuple[str, str]]:
     from hubprune.card import size
 
     memory = found.memory
+    in_memory = f"{size(memory.resident())} with all blocks in memory"
+    streams = not (memory.paired or memory.scores)
     return [
         ("download", size(found.download) if found.download else "nothing, the weights are here"),
         ("disk", f"{size(found.disk)} for the result and the work folder"),
-        ("memory", f"{size(memory.resident())} with all blocks in memory, from {size(memory.streamed(0))} streamed"),
+        ("memory", f"{in_memory}, from {size(memory.streamed(0))} streamed" if streams else in_memory),
         ("would run", str(found.choice)),
     ]
 

@@ -89,14 +89,15 @@ class Attribution(UnitCriterion):
         attributed: Mapping[str, torch.Tensor],
         examples: Mapping[str, list[Example]],
     ) -> dict[str, Any]:
-        """How the scores by the first 8, 16, ... examples rank the units, beside those by all: Spearman's rho."""
+        """How 8, 16, ... examples, evenly spread over all, rank the units beside all of them: Spearman's rho."""
         whole = self.unit_scores(view, observed, attributed, examples)
         fewest = min(map(len, attributed.values()))
         found = {}
         for count in (count for count in FEWER if count < fewest):
-            first = {name: rows[:count] for name, rows in attributed.items()}
-            given = {name: examples[name][:count] for name in attributed}
-            found[str(count)] = round(rank_correlation(self.unit_scores(view, observed, first, given), whole), 4)
+            places = {name: [turn * len(rows) // count for turn in range(count)] for name, rows in attributed.items()}
+            some = {name: rows[places[name]] for name, rows in attributed.items()}
+            given = {name: [examples[name][place] for place in places[name]] for name in attributed}
+            found[str(count)] = round(rank_correlation(self.unit_scores(view, observed, some, given), whole), 4)
         return {"fewer": found}
 
 

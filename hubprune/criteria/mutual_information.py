@@ -95,6 +95,7 @@ class MutualInformation(UnitCriterion):
     def __init__(self, strategy: str = "stand-in", alpha: float = 2.0, positions: float = 128) -> None:
         self.strategy, self.alpha, self.positions = strategy, alpha, int(positions)
         self.each = 1
+        self.shares: dict[str, int] = {}
         self._known: tuple[tuple[str, ...], torch.Tensor] | None = None
 
     def working_memory(self, units: int) -> int:
@@ -104,7 +105,9 @@ class MutualInformation(UnitCriterion):
 
     def prepare(self, sequences: Mapping[str, int]) -> None:
         """Spread the positions over all sequences."""
-        self.each = max(1, -(-self.positions // max(1, sum(sequences.values()))))
+        whole = max(1, sum(sequences.values()))
+        self.each = max(1, -(-self.positions // whole))
+        self.shares = {name: -(-self.positions * count // whole) for name, count in sequences.items()}
 
     def observe(self, view: UnitView, inputs: torch.Tensor) -> torch.Tensor:
         """Activations at some positions, evenly spread over the sequence but for its beginning, ``(rows, units)``."""
@@ -114,9 +117,10 @@ class MutualInformation(UnitCriterion):
         return view.inputs(inputs[at]).squeeze(2)
 
     def _values(self, observed: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Activations of all corpora, ``(positions, units)``."""
+        """Activations of some corpora at their share of the positions, ``(positions, units)``."""
         rows = torch.cat(list(observed.values()))
-        at = torch.linspace(0, max(len(rows) - 1, 0), min(len(rows), self.positions)).long()
+        count = min(self.positions, sum(self.shares.get(name, self.positions) for name in observed))
+        at = torch.linspace(0, max(len(rows) - 1, 0), min(len(rows), count)).long()
         return rows[at].float()
 
     def unit_scores(
