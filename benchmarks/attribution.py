@@ -329,6 +329,13 @@ def main() -> None:
             theirs = found[sparsity, "zero", other]
             name = f"{sparsity:.0%} removed, unrepaired, attribution / {other}"
             targets.at_most(f"{name}, nats", ours.nats / theirs.nats, 1.0)
+    least = min(options.sparsities)
+    for row in (row for row in METHODS if row.startswith("attribution")):
+        for application in APPLICATIONS:
+            kept = found[least, application, row].accuracy["all"] / dense.accuracy["all"]
+            targets.at_least(f"{least:.0%} removed, {application}, {row}: accuracy kept", kept, 0.95)
+        gain = found[least, "zero", row].accuracy["all"] - found[least, "zero", "random"].accuracy["all"]
+        targets.at_least(f"{least:.0%} removed, unrepaired, {row}: accuracy gained over random", gain, 0.0)
     targets.at_least("rank correlation of 32 examples", agreement[32], 0.8)
     random = found[options.sparsities[-1], "zero", "random"]
     for seen, other in (("GARD", "GHR"), ("GHR", "GARD")):

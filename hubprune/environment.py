@@ -13,9 +13,10 @@ from typing import Any
 
 import hubprune
 
-# Options of mallopt with what they are set to, in bytes: the size from which memory is mapped for itself, how much
-# free memory behind the last piece in use is kept, and how much is taken at a time.
-MALLOC = {"M_MMAP_THRESHOLD": (-3, 2**22), "M_TRIM_THRESHOLD": (-1, 2**27), "M_TOP_PAD": (-2, 2**24)}
+# Options of mallopt: the size from which memory is mapped for itself, how much free memory behind the last piece in
+# use is kept, and how much is taken at a time; how often the first the other two are.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
+KEPT, TAKEN = 32, 4
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "accelerate", "safetensors", "datasets", "tokenizers", "peft")
 
 
@@ -112,25 +113,22 @@ def free_gpu_memory(gpus: Sequence[int]) -> int | None:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else None
 
 
-def return_free_memory() -> None:
-    """Give back to the operating system what the C library of Linux keeps of tensors that were freed."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def return_large_memory_at_once() -> None:
+def return_large_memory_at_once(large: int = 2**22) -> None:
     """From now on, give memory back to the operating system when a large tensor is freed, and keep that of small ones.
 
     The C library of Linux keeps what is freed in pieces that later tensors do not fit into, and grows. Memory that it
     maps for a tensor alone goes back at once; each of its pages is then a page fault, little beside what a large
-    tensor is used for. For small ones it is much: with all above 256 KiB mapped, a run on blocks of 13 MB took 42 s
-    instead of 29 s (``benchmarks.processes``).
+    tensor is used for. For small ones it is much: with all above 256 KiB mapped, a run in memory on blocks of 13 MB
+    took 42 s instead of 29 s (``benchmarks.processes``); with only those above 4 MiB mapped, one on blocks on disk took
+    0.2 GB more (``benchmarks.memory``).
+
+    Args:
+        large: Bytes from which a tensor is large.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for option, size in MALLOC.values():
-            mallopt(option, size)
+        for option, times in ((M_MMAP_THRESHOLD, 1), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, TAKEN)):
+            mallopt(option, times * large)
 
 
 def peak_gpu_memory() -> int | None:

@@ -106,6 +106,8 @@ def in_first(work: Callable[[], T]) -> T | None:
     """
     if size() == 1:
         return work()
+    with _others("wait for"):
+        group = _patient()  # before the wait
     failure: list[str | None] = [None]
     try:
         return work() if rank() == 0 else None
@@ -114,7 +116,7 @@ def in_first(work: Callable[[], T]) -> T | None:
         raise
     finally:
         with _others("wait for"):
-            dist.broadcast_object_list(failure, 0, group=_patient())
+            dist.broadcast_object_list(failure, 0, group=group)
         if rank() > 0 and failure[0] is not None:
             raise ProcessError(f"process {rank()} ends because the first one failed: {failure[0]}")
 

@@ -20,10 +20,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, stacks_of
-from hubprune.environment import return_free_memory, return_large_memory_at_once
+from hubprune.environment import return_large_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.units import Slice
 
+# Bytes from which memory goes back at once when a tensor is freed, where memory is what is short.
+NARROW = 2**18
 # Parameters, each with the experts in question, None for all of it.
 Touched = Mapping[str, set[int | None]]
 
@@ -158,7 +160,7 @@ class StreamedWeights(Weights):
                 f"only decoder blocks can stay on disk, and {away[0]} is there too: keep it in memory (device_map=)"
             )
         self._hooked = True
-        return_large_memory_at_once()
+        return_large_memory_at_once(NARROW)
         self._device = next(p.device for p in model.parameters() if not p.is_meta)
         self._stream: torch.cuda.Stream | None = None
         self._coming: tuple[int, Future[Any]] | None = None
@@ -176,7 +178,6 @@ class StreamedWeights(Weights):
         if self._hooked:
             remove_hook_from_submodules(self.model)
             self._hooked = False
-        return_free_memory()  # small pieces, of which there would be more with each block
         block = self.blocks[index]
         names = [name for name, parameter in block.named_parameters() if parameter.is_meta]
         found = self._fetched(index, names)
