@@ -119,8 +119,8 @@ def return_large_memory_at_once(large: int = 2**22) -> None:
     The C library of Linux keeps what is freed in pieces that later tensors do not fit into, and grows. Memory that it
     maps for a tensor alone goes back at once; each of its pages is then a page fault, little beside what a large
     tensor is used for. For small ones it is much: with all above 256 KiB mapped, a run in memory on blocks of 13 MB
-    took 42 s instead of 29 s (``benchmarks.processes``); with only those above 4 MiB mapped, one on blocks on disk took
-    0.2 GB more (``benchmarks.memory``).
+    took 42 s instead of 29 s (``benchmarks.processes``); with only those above 4 MiB mapped, one on blocks on disk
+    took 0.2 GB more (``benchmarks.memory``).
 
     Args:
         large: Bytes from which a tensor is large.
