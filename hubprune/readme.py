@@ -21,6 +21,8 @@ from hubprune.errors import OutputError
 BEGIN = "<!-- hubprune:begin -->"
 END = "<!-- hubprune:end -->"
 RECORD = re.compile(r"^<!-- hubprune:metadata (\{.*\}) -->$", re.MULTILINE)
+# What YAML takes for the end of a line besides the line feed.
+LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 # Keys that state where the weights come from: a run knows them better than an older README.
 ALWAYS_OURS = ("base_model", "base_model_relation", "library_name")
@@ -152,8 +154,16 @@ def unique(items: list[Any]) -> list[Any]:
 
 
 def _assemble(metadata: Mapping[str, Any], before: str, ours: str, after: str) -> str:
-    header = f"---\n{yaml_dump(dict(metadata), sort_keys=False).strip()}\n---" if metadata else ""
+    header = f"---\n{_dumped(metadata)}\n---" if metadata else ""
     return "\n\n".join(part for part in (header, before, ours, after) if part) + "\n"
+
+
+def _dumped(metadata: Mapping[str, Any]) -> str:
+    """Metadata as YAML that is read again as it was; line breaks of Unicode (NEL among them) are escaped in it."""
+    text: str = yaml_dump(dict(metadata), sort_keys=False)
+    if LINE_BREAKS.search(text):
+        text = yaml_dump(dict(metadata), sort_keys=False, allow_unicode=False)
+    return text.strip()
 
 
 def merge_metadata(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

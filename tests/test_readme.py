@@ -117,6 +117,13 @@ def test_lists_of_metadata_may_be_single_items() -> None:
     assert unique([1, {"a": 1}, 1, {"a": 1}]) == [1, {"a": 1}]
 
 
+@pytest.mark.parametrize("value", ["\x85", "a\u2028b", " \u2029 ", "M\u00fcnchen"])
+def test_metadata_of_any_language_is_read_again_as_it_was(value: str) -> None:
+    text = write_section("body", {"title_of": value}, own_parts(None))
+    assert own_parts(text).metadata == {}  # what is as we wrote it is not the user's
+    assert (value in text) == (value == "M\u00fcnchen")  # letters stay letters
+
+
 lines = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"])).map(str.strip)
 prose = st.lists(lines.filter(lambda line: line not in (BEGIN, END, "---"))).map(
     lambda found: "\n".join(found).strip("\n")

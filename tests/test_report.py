@@ -80,6 +80,8 @@ def full_report() -> PruningReport:
                 scores={"min": 0.5, "max": 2.0},
                 reached=0.75,
                 overlap={"language/domain": 0.5},
+                each=[0.5, 0.25],
+                fewer={"8": 0.75},
                 stand_ins=[(1, 0, 1.5)],
                 damping=0.01,
             )
