@@ -17,6 +17,8 @@ import hubprune
 # use is kept, and how much is taken at a time; how often the first the other two are.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
 KEPT, TAKEN = 32, 4
+# From so many bytes on a tensor is large; the second where memory is what is short.
+LARGE, NARROW = 2**22, 2**18
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "accelerate", "safetensors", "datasets", "tokenizers", "peft")
 
 
@@ -113,7 +115,7 @@ def free_gpu_memory(gpus: Sequence[int]) -> int | None:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else None
 
 
-def return_large_memory_at_once(large: int = 2**22) -> None:
+def return_large_memory_at_once(large: int = LARGE) -> None:
     """From now on, give memory back to the operating system when a large tensor is freed, and keep that of small ones.
 
     The C library of Linux keeps what is freed in pieces that later tensors do not fit into, and grows. Memory that it

@@ -99,7 +99,7 @@ def produce(
         NumericalError: NaN was met, or a Hessian cannot be factorised.
         OutputError: The folder cannot be written, or has no room.
     """
-    environment.return_large_memory_at_once()
+    environment.return_large_memory_at_once(environment.NARROW if streamed else environment.LARGE)
     with saving.disk_errors(target):
         if not work.fact("saved"):
             _prune(plan, target, work, streamed, activation_budget, progress)

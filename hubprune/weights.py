@@ -20,12 +20,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hubprune.architecture import Matrix, stacks_of
-from hubprune.environment import return_large_memory_at_once
+from hubprune.environment import NARROW, return_large_memory_at_once
 from hubprune.errors import NumericalError, UnsupportedModelError
 from hubprune.units import Slice
 
-# Bytes from which memory goes back at once when a tensor is freed, where memory is what is short.
-NARROW = 2**18
 # Parameters, each with the experts in question, None for all of it.
 Touched = Mapping[str, set[int | None]]
 
