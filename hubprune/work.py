@@ -96,6 +96,8 @@ class WorkFolder(Journal):
         folder: The folder; created when missing.
         fingerprint: What the run is about, in JSON types; all of it must be the same when the run goes on.
         fresh: Start over, whatever the folder holds.
+        unpublished: Whether the result of an earlier run that is finished still waits to be published, so that a run
+            about something else must not take its place.
 
     Attributes:
         model: Folder of the result.
@@ -107,8 +109,15 @@ class WorkFolder(Journal):
 
     lasting = True
 
-    def __init__(self, folder: str | os.PathLike[str], fingerprint: Mapping[str, Any], *, fresh: bool = False) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        fingerprint: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        unpublished: bool = False,
+    ) -> None:
+        self.folder, self.unpublished = Path(folder), unpublished
         self.model = self.folder / MODEL
         self._shards: Shards | None = None
         self._lock = FileLock(f"{self.folder}.lock")
@@ -145,7 +154,7 @@ class WorkFolder(Journal):
         known = self.folder / FINGERPRINT
         if known.is_file():
             changed = _difference(json.loads(known.read_text(encoding="utf-8")), fingerprint)
-            if changed and not self._delivered():
+            if changed and (self.unpublished or not self._delivered()):
                 self._lock.release()
                 raise UsageError(
                     f"an unfinished run about something else is in {self.folder}: {changed}; repeat that run to "

@@ -273,5 +273,7 @@ def test_a_finished_model_that_was_taken_away_is_asked_for(base, tmp_path, monke
     ):
         go(base, out=tmp_path / "out")
     (tmp_path / "elsewhere").rename(tmp_path / "out")
+    with pytest.raises(UsageError, match="about something else"):  # as it is with --push alone
+        WorkFolder(runs.work_folder(tmp_path / "out"), {"config": "another"}, unpublished=True)
     report = go(base, PruningConfig("wanda"), out=tmp_path / "out")  # what is finished is in nobody's way
     assert report.method == "wanda"

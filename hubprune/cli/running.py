@@ -69,7 +69,8 @@ def _run(request: Request, *, progress: bool) -> None:
     ranks.in_first(lambda: tables.warn(plan.warnings))
     ranks.in_first(lambda: _say(str(choice)))
     folder = request.out if request.out is not None else _waiting_room(str(request.push)) / "model"
-    with WorkFolder(runs.work_folder(folder), runs.fingerprint(plan), fresh=request.fresh) as work:
+    about, waits = runs.fingerprint(plan), request.out is None  # with --push alone, the Hub is its place
+    with WorkFolder(runs.work_folder(folder), about, fresh=request.fresh, unpublished=waits) as work:
         ranks.in_first(lambda: _say(work.story))
         try:
             runs.produce(
