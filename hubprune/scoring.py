@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -113,7 +114,7 @@ class Scoring:
             NumericalError: The scores are not finite.
         """
         sums = {name: ranks.add_up(each) for name, each in self._sums.pop(matrix, {}).items()}
-        gradient = torch.stack([*sums.values()]).sum(dim=0) if len(sums) > 1 else next(iter(sums.values()), None)
+        gradient = functools.reduce(torch.add, sums.values()) if sums else None
         summaries = self._summaries.pop(matrix) if matrix in self._summaries else self._summarised(matrix)
         summary = summaries[""]
         self.damping_of.setdefault(matrix.name, self.evidence.damping_of(matrix))
